@@ -1,0 +1,109 @@
+// Package plan turns a list of steps into a plan that can be shown, and applies
+// exactly that plan. It knows nothing of what the steps touch: it never prints,
+// exits, or reads flags or the environment.
+package plan
+
+import (
+	"context"
+	"fmt"
+)
+
+// Goal is what a step's target should be.
+type Goal int
+
+const (
+	Present Goal = iota // the target is as the blueprint says
+	Absent              // nothing of ours is left
+)
+
+// Action is the kind of a change. Its text is the sign that is shown.
+type Action string
+
+const (
+	Create  Action = "+"
+	Update  Action = "~"
+	Replace Action = "±"
+	Delete  Action = "-"
+	Run     Action = ">" // an act that leaves no new object: reload, power on, wait
+)
+
+// Verb is the action as a word for machines: create, update, replace, delete, run.
+func (a Action) Verb() string {
+	switch a {
+	case Create:
+		return "create"
+	case Update:
+		return "update"
+	case Replace:
+		return "replace"
+	case Delete:
+		return "delete"
+	case Run:
+		return "run"
+	}
+	panic(fmt.Sprintf("plan: no action %q", string(a)))
+}
+
+// Effect is what a change costs those who use its target.
+type Effect string
+
+const (
+	NoEffect Effect = "none"
+	Reload   Effect = "reload"  // the service goes on, open transfers too
+	Restart  Effect = "restart" // the service is away for seconds, open transfers break
+	Reboot   Effect = "reboot"  // the machine is away
+	Rebuild  Effect = "replace" // the machine is made anew
+	Rollout  Effect = "rollout" // the pod is replaced
+)
+
+// Unseen is the From of a change whose target could not be looked at, because
+// what it lives on does not exist yet. Such a change is a prediction: when it is
+// applied it may turn out not to be needed, but nothing else may be.
+const Unseen = "unseen"
+
+// Change is one thing that will be done: its words and its act, made in one place.
+type Change struct {
+	Action Action
+	Target string // "haproxy-a:/etc/haproxy/haproxy.cfg"; unique within its step
+	Reason string // why: "not there", "nodePort 32104 differs", "config is newer than the process"
+	Effect Effect // "" reads as NoEffect
+	Detail Diff   // what differs; secrets are masked where it is made
+
+	// From is a fingerprint of the live state that the change was planned from
+	// ("" = the target does not exist, Unseen = it could not be looked at) and
+	// Want one of the state that it leads to. Neither holds a secret in a form
+	// that could be guessed.
+	From, Want string
+
+	// Do makes the change and returns when its effect is real, not when it is
+	// requested. Report, which may be called any number of times, says in a few
+	// words what is being waited for.
+	Do func(ctx context.Context, report func(string)) error
+	// Undo puts back what was; nil where nothing can be put back.
+	Undo func(ctx context.Context) error
+}
+
+// Diff says what a change does to its target: fields, or a unified diff.
+type Diff struct {
+	Fields  []Field
+	Unified string // as diff -u prints it, with its header lines
+}
+
+// Field is one value that differs.
+type Field struct {
+	Path          string
+	Before, After string // "(sensitive)" for a secret; Before is "" where there was nothing
+}
+
+// Step is one entry of the list that makes a deployment.
+type Step interface {
+	// Name is kind/name, as in "vm/haproxy-a". It is the same in output, JSON and tests.
+	Name() string
+	// After names the steps that must be there before this one can look or act.
+	After() []string
+	// Plan reads, and only reads, the live state and returns what must be done in
+	// this order; empty means nothing. Where the target cannot exist yet, because a
+	// step of After has not been applied, it returns the changes that will be
+	// needed, each with From = Unseen.
+	Plan(ctx context.Context, goal Goal) ([]Change, error)
+}
