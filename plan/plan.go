@@ -1,0 +1,278 @@
+package plan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// Plan is what will be done, step by step, in the order of the list it was made from.
+type Plan struct {
+	Goal    Goal
+	Entries []Entry
+	opts    Options
+}
+
+// Entry is a step and the changes that it needs; no changes means it is as it should be.
+type Entry struct {
+	Step    Step
+	Changes []Change
+}
+
+// Options are the same for making and applying a plan.
+type Options struct {
+	Parallel int      // steps that look or act at the same time; 0 means 8
+	Observer Observer // nil means nobody listens
+}
+
+func (o Options) parallel() int {
+	if o.Parallel <= 0 {
+		return 8
+	}
+	return o.Parallel
+}
+
+func (o Options) observe(e Event) {
+	if o.Observer != nil {
+		o.Observer.Observe(e)
+	}
+}
+
+// StepError is an error with the step that it happened in.
+type StepError struct {
+	Step string
+	Err  error
+}
+
+func (e *StepError) Error() string { return e.Step + ": " + e.Err.Error() }
+func (e *StepError) Unwrap() error { return e.Err }
+
+// Make asks every step, several at the same time, what must be done to reach
+// goal. It changes nothing. The error joins what every step that could not look
+// has to say, in the order of the list.
+func Make(ctx context.Context, goal Goal, steps []Step, opts Options) (*Plan, error) {
+	if err := check(steps); err != nil {
+		return nil, err
+	}
+	p := &Plan{Goal: goal, Entries: make([]Entry, len(steps)), opts: opts}
+	errs := make([]error, len(steps))
+	slots := make(chan struct{}, opts.parallel())
+	var wait sync.WaitGroup
+	for i, s := range steps {
+		wait.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			changes, err := look(ctx, s, goal)
+			if err != nil {
+				errs[i] = &StepError{s.Name(), err}
+			}
+			p.Entries[i] = Entry{s, changes}
+			opts.observe(Event{Kind: StepPlanned, Step: s.Name(), Index: i, Changes: changes, Err: err})
+		})
+	}
+	wait.Wait()
+	return p, errors.Join(errs...)
+}
+
+// look plans one step and checks what it says.
+func look(ctx context.Context, s Step, goal Goal) ([]Change, error) {
+	changes, err := s.Plan(ctx, goal)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for i := range changes {
+		c := &changes[i]
+		if c.Effect == "" {
+			c.Effect = NoEffect
+		}
+		if c.Do == nil || c.Target == "" || c.Reason == "" {
+			return nil, fmt.Errorf("bug: change %d (%q) lacks its act, target or reason", i, c.Target)
+		}
+		if seen[c.Target] {
+			return nil, fmt.Errorf("bug: target %q is planned twice", c.Target)
+		}
+		seen[c.Target] = true
+	}
+	return changes, nil
+}
+
+// check holds the list to its form: names are unique and After names an earlier step.
+func check(steps []Step) error {
+	known := map[string]bool{}
+	for _, s := range steps {
+		for _, a := range s.After() {
+			if !known[a] {
+				return fmt.Errorf("bug: step %s comes after %q, which is not before it in the list", s.Name(), a)
+			}
+		}
+		if known[s.Name()] {
+			return fmt.Errorf("bug: two steps are named %s", s.Name())
+		}
+		known[s.Name()] = true
+	}
+	return nil
+}
+
+// Empty tells whether there is nothing to do.
+func (p *Plan) Empty() bool {
+	return !slices.ContainsFunc(p.Entries, func(e Entry) bool { return len(e.Changes) > 0 })
+}
+
+// Changes is every change in the order of the list.
+func (p *Plan) Changes() []Change {
+	var all []Change
+	for _, e := range p.Entries {
+		all = append(all, e.Changes...)
+	}
+	return all
+}
+
+// Apply makes the changes of p. A step begins when the steps it comes after are
+// done (with goal Absent: when the steps that come after it are); steps that do
+// not depend on each other act at the same time.
+//
+// Right before a step acts it plans again; where that differs from p the error
+// is a *DriftError and the step has changed nothing. After it has acted it plans
+// once more and must be silent, else the error is a *NotConvergedError.
+//
+// After the first error, and once stop is closed (nil is never), no further
+// change is begun; what is under way is finished, and Apply then returns.
+// Cancelling ctx stops what is under way too.
+func (p *Plan) Apply(ctx context.Context, stop <-chan struct{}) error {
+	a := &application{Plan: p, stop: stop, done: make([]chan struct{}, len(p.Entries)), ok: make([]bool, len(p.Entries))}
+	index := map[string]int{}
+	for i, e := range p.Entries {
+		a.done[i] = make(chan struct{})
+		index[e.Step.Name()] = i
+	}
+	before := make([][]int, len(p.Entries)) // what each entry waits for
+	for i, e := range p.Entries {
+		for _, name := range e.Step.After() {
+			j := index[name]
+			if p.Goal == Absent {
+				before[j] = append(before[j], i)
+			} else {
+				before[i] = append(before[i], j)
+			}
+		}
+	}
+	slots := make(chan struct{}, p.opts.parallel())
+	errs := make([]error, len(p.Entries))
+	var wait sync.WaitGroup
+	for i, e := range p.Entries {
+		wait.Go(func() {
+			defer close(a.done[i])
+			for _, j := range before[i] {
+				<-a.done[j]
+			}
+			if len(e.Changes) == 0 {
+				a.ok[i] = !slices.ContainsFunc(before[i], func(j int) bool { return !a.ok[j] })
+				return
+			}
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			errs[i] = a.step(ctx, i, before[i])
+			a.ok[i] = errs[i] == nil
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// ErrStopped is the error of a step that was not begun, or not finished, because
+// the run was asked to stop.
+var ErrStopped = errors.New("stopped before the next change, as asked")
+
+// errNotBegun marks the steps that were left alone after another's error.
+var errNotBegun = errors.New("not begun, because of an earlier error")
+
+// application is one run of Apply.
+type application struct {
+	*Plan
+	stop <-chan struct{}
+	done []chan struct{} // closed when the entry of that index is over
+	ok   []bool          // written before done is closed
+
+	mu     sync.Mutex
+	failed bool
+}
+
+// halt tells why nothing more may begin, or nil.
+func (a *application) halt() error {
+	select {
+	case <-a.stop:
+		return ErrStopped
+	default:
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed {
+		return errNotBegun
+	}
+	return nil
+}
+
+func (a *application) step(ctx context.Context, i int, before []int) error {
+	e := a.Entries[i]
+	name := e.Step.Name()
+	err := a.halt()
+	if err == nil && slices.ContainsFunc(before, func(j int) bool { return !a.ok[j] }) {
+		err = errNotBegun
+	}
+	if err != nil {
+		a.opts.observe(Event{Kind: StepSkipped, Step: name, Index: i, Changes: e.Changes, Err: err})
+		if errors.Is(err, ErrStopped) {
+			return &StepError{name, err}
+		}
+		return nil // the error that keeps it from beginning is reported where it happened
+	}
+	a.opts.observe(Event{Kind: StepStarted, Step: name, Index: i, Changes: e.Changes})
+	if err := a.act(ctx, i); err != nil {
+		a.mu.Lock()
+		a.failed = true
+		a.mu.Unlock()
+		a.opts.observe(Event{Kind: StepFailed, Step: name, Index: i, Err: err})
+		return &StepError{name, err}
+	}
+	a.opts.observe(Event{Kind: StepDone, Step: name, Index: i})
+	return nil
+}
+
+// act plans the step again, makes its changes and checks that nothing is left.
+func (a *application) act(ctx context.Context, i int) error {
+	e := a.Entries[i]
+	name := e.Step.Name()
+	changes, err := look(ctx, e.Step, a.Goal)
+	if err != nil {
+		return err
+	}
+	if err := compare(e.Changes, changes); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if err := a.halt(); errors.Is(err, ErrStopped) {
+			return err
+		}
+		a.opts.observe(Event{Kind: ChangeStarted, Step: name, Index: i, Change: &c})
+		report := func(text string) {
+			a.opts.observe(Event{Kind: ChangeProgress, Step: name, Index: i, Change: &c, Text: text})
+		}
+		if err := c.Do(ctx, report); err != nil {
+			err = fmt.Errorf("%s: %w", c.Target, err)
+			a.opts.observe(Event{Kind: ChangeFailed, Step: name, Index: i, Change: &c, Err: err})
+			return err
+		}
+		a.opts.observe(Event{Kind: ChangeDone, Step: name, Index: i, Change: &c})
+	}
+	left, err := look(ctx, e.Step, a.Goal)
+	if err != nil {
+		return fmt.Errorf("look again after the change: %w", err)
+	}
+	if len(left) > 0 {
+		return &NotConvergedError{Left: left}
+	}
+	return nil
+}
