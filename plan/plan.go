@@ -116,6 +116,9 @@ func check(steps []Step) error {
 	return nil
 }
 
+// Observe makes o the one that is told of what happens from now on.
+func (p *Plan) Observe(o Observer) { p.opts.Observer = o }
+
 // Empty tells whether there is nothing to do.
 func (p *Plan) Empty() bool {
 	return !slices.ContainsFunc(p.Entries, func(e Entry) bool { return len(e.Changes) > 0 })

@@ -23,8 +23,8 @@ type cell struct {
 	mu    sync.Mutex
 	value string
 
-	do    func(c *cell) error   // instead of setting the value
-	meet  func(context.Context) // called first in the act
+	do   func(c *cell) error   // instead of setting the value
+	meet func(context.Context) // called first in the act
 }
 
 func (c *cell) Name() string    { return c.name }
