@@ -11,6 +11,7 @@ import (
 // Goal is what a step's target should be.
 type Goal int
 
+// The goals.
 const (
 	Present Goal = iota // the target is as the blueprint says
 	Absent              // nothing of ours is left
@@ -19,6 +20,7 @@ const (
 // Action is the kind of a change. Its text is the sign that is shown.
 type Action string
 
+// The actions.
 const (
 	Create  Action = "+"
 	Update  Action = "~"
@@ -47,6 +49,7 @@ func (a Action) Verb() string {
 // Effect is what a change costs those who use its target.
 type Effect string
 
+// The effects, from the mildest.
 const (
 	NoEffect Effect = "none"
 	Reload   Effect = "reload"  // the service goes on, open transfers too

@@ -20,6 +20,7 @@ type Event struct {
 // EventKind says what happened.
 type EventKind int
 
+// The kinds of events.
 const (
 	StepPlanned EventKind = iota
 	StepStarted
@@ -33,8 +34,10 @@ const (
 )
 
 func (k EventKind) String() string {
-	names := []string{"step.planned", "step.started", "step.done", "step.failed", "step.skipped",
-		"change.started", "change.progress", "change.done", "change.failed"}
+	names := []string{
+		"step.planned", "step.started", "step.done", "step.failed", "step.skipped",
+		"change.started", "change.progress", "change.done", "change.failed",
+	}
 	if int(k) < len(names) {
 		return names[k]
 	}
