@@ -1,0 +1,308 @@
+package blueprints
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/agext/levenshtein"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
+)
+
+// code is the Extra of a diagnostic that one of our rules made.
+type code string
+
+// Code returns the code of the rule that made a diagnostic, such as "FTP204", or ""
+// for a mistake in the HCL itself.
+func Code(d *hcl.Diagnostic) string {
+	c, _ := hcl.DiagnosticExtra[code](d)
+	return string(c)
+}
+
+// nativeCodes are the codes of diagnostics that hcl makes, by their summary: it gives nothing else to tell them by.
+var nativeCodes = map[string]code{
+	"Unsupported argument":     "FTP101",
+	"Unsupported block type":   "FTP101",
+	"Unsupported attribute":    "FTP102",
+	"Call to unknown function": "FTP102",
+}
+
+// Files are the sources that a blueprint was loaded from, as its diagnostics quote them.
+type Files struct {
+	sources map[string]*hcl.File
+}
+
+// Write renders diagnostics for people: severity, summary, code, the lines they are about
+// and what to do. Width 0 is no wrapping. Literals given to arguments that hold secrets
+// are masked in the lines.
+func (f *Files) Write(w io.Writer, diags hcl.Diagnostics, width int, color bool) error {
+	out := hcl.NewDiagnosticTextWriter(w, f.sources, uint(max(width, 0)), color)
+	for _, d := range diags {
+		shown := *d
+		if c := Code(d); c != "" {
+			shown.Summary += " [" + c + "]"
+		}
+		shown.Expression, shown.EvalContext = nil, nil // their values are for provenance to tell
+		if err := out.WriteDiagnostic(&shown); err != nil {
+			return fmt.Errorf("write diagnostics: %w", err)
+		}
+	}
+	return nil
+}
+
+func (f *Files) add(name string, file *hcl.File, src []byte) {
+	shown := &hcl.File{Bytes: maskLiterals(name, src)}
+	if file != nil {
+		shown.Body, shown.Nav = file.Body, file.Nav
+	}
+	f.sources[name] = shown
+}
+
+// mask hides a range of a source.
+func (f *Files) mask(r hcl.Range) {
+	file := f.sources[r.Filename]
+	if file == nil || !r.CanSliceBytes(file.Bytes) {
+		return
+	}
+	maskBytes(file.Bytes[r.Start.Byte:r.End.Byte])
+}
+
+// maskBytes overwrites in place, so that positions stay what they were.
+func maskBytes(b []byte) {
+	for i, c := range b {
+		if c != '\n' && c != '"' && c != ' ' {
+			b[i] = '*'
+		}
+	}
+}
+
+// maskLiterals returns a copy of src in which the literals after NAME = are hidden, for every
+// NAME that reads like a secret's. It works on tokens, so a file with syntax errors is masked too.
+func maskLiterals(name string, src []byte) []byte {
+	out := slices.Clone(src)
+	tokens, _ := hclsyntax.LexConfig(src, name, hcl.InitialPos) // what is wrong with it is the parser's to say
+	secret, depth := false, 0
+	for i, t := range tokens {
+		switch t.Type {
+		case hclsyntax.TokenEqual, hclsyntax.TokenColon:
+			if !secret && i > 0 {
+				secret, depth = secretName.Match(bareName(tokens, i-1)), 0
+			}
+		case hclsyntax.TokenOBrace, hclsyntax.TokenOBrack, hclsyntax.TokenOParen:
+			depth++
+		case hclsyntax.TokenCBrace, hclsyntax.TokenCBrack, hclsyntax.TokenCParen:
+			depth--
+		case hclsyntax.TokenNewline:
+			secret = secret && depth > 0
+		}
+		calls := i >= 2 && tokens[i-2].Type == hclsyntax.TokenOParen // env("NAME"), file("path")
+		literal := t.Type == hclsyntax.TokenQuotedLit || t.Type == hclsyntax.TokenStringLit ||
+			t.Type == hclsyntax.TokenNumberLit || t.Type == hclsyntax.TokenInvalid
+		if secret && literal && !calls {
+			maskBytes(out[t.Range.Start.Byte:t.Range.End.Byte])
+		}
+	}
+	return out
+}
+
+func bareName(tokens hclsyntax.Tokens, i int) []byte {
+	if tokens[i].Type == hclsyntax.TokenCQuote && i > 0 {
+		i--
+	}
+	return tokens[i].Bytes
+}
+
+// A place is what a diagnostic is about: an expression, or a whole block.
+type place struct {
+	subject hcl.Range
+	expr    hcl.Expression // nil for a block
+}
+
+func (p place) String() string {
+	return fmt.Sprintf("%s line %d", p.subject.Filename, p.subject.Start.Line)
+}
+
+func (l *loader) fail(c code, at place, summary, format string, args ...any) {
+	l.report(hcl.DiagError, c, at, summary, fmt.Sprintf(format, args...))
+}
+
+func (l *loader) warn(c code, at place, summary, format string, args ...any) {
+	l.report(hcl.DiagWarning, c, at, summary, fmt.Sprintf(format, args...))
+}
+
+func (l *loader) report(s hcl.DiagnosticSeverity, c code, at place, summary, detail string) {
+	if at.expr != nil {
+		for _, line := range l.provenance(at.expr) {
+			detail += "\n" + line
+		}
+	}
+	subject := at.subject
+	l.diags = append(l.diags, &hcl.Diagnostic{
+		Severity: s, Summary: summary, Detail: detail, Subject: &subject, Context: l.context(subject), Extra: c,
+	})
+}
+
+// native passes on what hcl found, under our codes where there is one.
+func (l *loader) native(diags hcl.Diagnostics) {
+	for _, d := range diags {
+		if d.Subject == nil && d.Severity == hcl.DiagError {
+			d.Subject = d.Context
+		}
+		if c, ok := nativeCodes[d.Summary]; ok {
+			d.Extra = c
+		}
+		if call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](d); ok {
+			if e, ok := call.FunctionCallError().(*callError); ok {
+				d.Summary, d.Detail, d.Extra = e.summary, e.detail, code(e.code)
+			}
+		}
+		d.Expression, d.EvalContext = nil, nil
+		l.diags = append(l.diags, d)
+	}
+}
+
+// context is what to show around a subject: two lines before and one after, within its block.
+func (l *loader) context(subject hcl.Range) *hcl.Range {
+	file := l.files.sources[subject.Filename]
+	if file == nil || !subject.CanSliceBytes(file.Bytes) {
+		return nil
+	}
+	body, ok := file.Body.(*hclsyntax.Body)
+	if !ok {
+		return nil
+	}
+	first, last := subject.Start.Line, subject.End.Line
+	for body != nil {
+		var inner *hclsyntax.Body
+		for _, b := range body.Blocks {
+			if r := b.Range(); r.Start.Byte <= subject.Start.Byte && subject.End.Byte <= r.End.Byte {
+				inner = b.Body
+				if b.DefRange().Start.Line == subject.Start.Line {
+					return nil
+				}
+				first = max(subject.Start.Line-2, r.Start.Line)
+				last = min(subject.End.Line+1, r.End.Line-1)
+			}
+		}
+		body = inner
+	}
+	if blank := bytes.TrimSpace(file.Bytes[lineStart(file.Bytes, last):lineStart(file.Bytes, last+1)]); len(blank) == 0 {
+		last--
+	}
+	last = max(last, subject.End.Line)
+	r := subject
+	r.Start = hcl.Pos{Line: first, Column: 1, Byte: lineStart(file.Bytes, first)}
+	r.End = hcl.Pos{Line: last, Column: 2, Byte: max(lineStart(file.Bytes, last)+1, subject.End.Byte)}
+	return &r
+}
+
+// lineStart is the offset at which a line begins; lines count from 1.
+func lineStart(src []byte, line int) int {
+	at := 0
+	for ; line > 1; line-- {
+		i := bytes.IndexByte(src[at:], '\n')
+		if i < 0 {
+			return len(src)
+		}
+		at += i + 1
+	}
+	return at
+}
+
+// provenance says which variables a value was made from and where those got theirs.
+func (l *loader) provenance(expr hcl.Expression) []string {
+	var lines []string
+	seen := map[string]bool{}
+	var visit func(hcl.Expression)
+	visit = func(expr hcl.Expression) {
+		for _, t := range expr.Variables() {
+			words := traversalText(t)
+			if seen[words] || len(t) < 2 {
+				continue
+			}
+			seen[words] = true
+			attr, ok := t[1].(hcl.TraverseAttr)
+			if !ok {
+				continue
+			}
+			switch t.RootName() {
+			case "local":
+				if local := l.locals[attr.Name]; local != nil {
+					visit(local.expr)
+				}
+			case "var":
+				v := l.vars[attr.Name]
+				if v == nil || v.origin == "" {
+					continue
+				}
+				value, diags := t[2:].TraverseRel(v.value)
+				if diags.HasErrors() {
+					continue
+				}
+				lines = append(lines, fmt.Sprintf("%s = %s (%s)", words, shown(value), v.origin))
+			}
+		}
+	}
+	visit(expr)
+	return lines
+}
+
+// shown is a value as a diagnostic may quote it.
+func shown(v cty.Value) string {
+	if isSensitive(v) {
+		return "(sensitive)"
+	}
+	v, _ = v.UnmarkDeep()
+	switch {
+	case v.IsNull():
+		return "null"
+	case !v.IsKnown():
+		return "(unknown)"
+	case v.Type() == cty.String:
+		return quoted(v.AsString())
+	case v.Type() == cty.Number:
+		return v.AsBigFloat().Text('g', 12)
+	case v.Type() == cty.Bool:
+		return fmt.Sprint(v.True())
+	}
+	return "{...}"
+}
+
+// quoted is a string in quotes, cut where it is long.
+func quoted(s string) string {
+	if r := []rune(s); len(r) > 80 {
+		s = string(r[:77]) + "..."
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+func traversalText(t hcl.Traversal) string {
+	var b strings.Builder
+	for _, step := range t {
+		switch step := step.(type) {
+		case hcl.TraverseRoot:
+			b.WriteString(step.Name)
+		case hcl.TraverseAttr:
+			b.WriteString("." + step.Name)
+		case hcl.TraverseIndex:
+			b.WriteString("[" + shown(step.Key) + "]")
+		default:
+			b.WriteString("[*]")
+		}
+	}
+	return b.String()
+}
+
+// didYouMean is " Did you mean ...?" where one of the names is close, else "".
+func didYouMean(given string, names []string) string {
+	for _, name := range names {
+		if d := levenshtein.Distance(given, name, nil); d > 0 && d < 3 && d < len(name) {
+			return fmt.Sprintf(" Did you mean %q?", name)
+		}
+	}
+	return ""
+}
