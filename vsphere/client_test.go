@@ -1,0 +1,141 @@
+package vsphere_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
+	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+func config(s *vcsim.Server) vsphere.Config {
+	return vsphere.Config{
+		Server: s.URL, Username: vcsim.Username, Password: vcsim.Password, Datacenter: vcsim.Datacenter, Thumbprint: s.Thumbprint,
+	}
+}
+
+func connect(t *testing.T, s *vcsim.Server) *vsphere.Client {
+	t.Helper()
+	c, err := vsphere.Connect(t.Context(), config(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func TestConnectRefuses(t *testing.T) {
+	s := vcsim.Start(t)
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	for name, test := range map[string]struct {
+		change func(*vsphere.Config)
+		want   error
+		says   string
+	}{
+		"another password":    {func(c *vsphere.Config) { c.Password = "wrong-secret" }, vsphere.ErrLogin, vcsim.Username},
+		"another thumbprint":  {func(c *vsphere.Config) { c.Thumbprint = "AA" + c.Thumbprint[2:] }, vsphere.ErrUntrusted, s.Thumbprint},
+		"an unknown issuer":   {func(c *vsphere.Config) { c.Thumbprint = "" }, vsphere.ErrUntrusted, s.Thumbprint},
+		"nobody listens":      {func(c *vsphere.Config) { c.Server = closed.Addr().String() }, vsphere.ErrUnreachable, closed.Addr().String()},
+		"plain http":          {func(c *vsphere.Config) { c.Server = "http://user:wrong-secret@vcenter.example/sdk" }, vsphere.ErrUntrusted, "https"},
+		"not an address":      {func(c *vsphere.Config) { c.Server = "https://user:wrong-secret@vcenter example" }, nil, "https URL"},
+		"a CA file of no use": {func(c *vsphere.Config) { c.Thumbprint, c.CAFile = "", "client_test.go" }, nil, "no PEM certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := config(s)
+			test.change(&config)
+			c, err := vsphere.Connect(t.Context(), config)
+			if err == nil {
+				c.Close(context.Background())
+				t.Fatal("connected")
+			}
+			for _, sentinel := range []error{vsphere.ErrLogin, vsphere.ErrUntrusted, vsphere.ErrUnreachable} {
+				if errors.Is(err, sentinel) != (sentinel == test.want) {
+					t.Errorf("errors.Is(%v, %v) = %v", err, sentinel, !(sentinel == test.want))
+				}
+			}
+			if !strings.Contains(err.Error(), test.says) {
+				t.Errorf("%q does not say %q", err, test.says)
+			}
+			if strings.Contains(err.Error(), "wrong-secret") || strings.Contains(err.Error(), vcsim.Password) {
+				t.Errorf("%q shows the password", err)
+			}
+		})
+	}
+}
+
+func TestConnectTrusts(t *testing.T) {
+	s := vcsim.Start(t)
+	var dialled []string
+	for name, change := range map[string]func(*vsphere.Config){
+		"lower case, no colons": func(c *vsphere.Config) {
+			c.Thumbprint = strings.ToLower(strings.ReplaceAll(c.Thumbprint, ":", ""))
+		},
+		"insecure": func(c *vsphere.Config) { c.Thumbprint, c.Insecure = "", true },
+		"user in the URL": func(c *vsphere.Config) {
+			host := strings.TrimPrefix(c.Server, "https://")
+			c.Server = "https://" + vcsim.Username + ":" + vcsim.Password + "@" + host
+			c.Username, c.Password = "", ""
+		},
+		"own dialer": func(c *vsphere.Config) {
+			c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+				dialled = append(dialled, address)
+				return (&net.Dialer{}).DialContext(ctx, network, address)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := config(s)
+			change(&config)
+			c, err := vsphere.Connect(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.Calls(); got != 2 {
+				t.Errorf("connecting took %d calls, want the service's content and the login", got)
+			}
+			if err := c.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if len(dialled) == 0 {
+		t.Error("the dialer was not used")
+	}
+}
+
+// When the session has expired, a read logs in again and is repeated; a write is not repeated.
+func TestSessionExpires(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	s.Client.Logout(t.Context()) // the test's own session is not the one under test
+	expired := true
+	once := func(on string) {
+		expired = true
+		s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
+			if expired && method == on {
+				expired = false
+				return &types.NotAuthenticated{}
+			}
+			return nil
+		})
+	}
+	once("FindByUuid")
+	if _, err := c.Find(t.Context(), "d", "lb1"); !errors.Is(err, vsphere.ErrNotFound) {
+		t.Errorf("after the session has expired: %v", err)
+	}
+	if expired {
+		t.Error("the session did not expire in this test")
+	}
+}
