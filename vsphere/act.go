@@ -26,7 +26,7 @@ const (
 	taskBound     = 5 * time.Minute
 	shutdownBound = 3 * time.Minute
 
-	taskInterval  = 200 * time.Millisecond
+	taskInterval  = 500 * time.Millisecond
 	guestInterval = 500 * time.Millisecond
 )
 

@@ -212,15 +212,13 @@ func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.next.RoundTrip(r)
 }
 
-// poll calls look every interval until it says done, returns an error, or bound
-// is over. What look last said is missing is part of the timeout's error, which
-// is ErrTimeout or, where ctx ended first, ctx's.
+// poll calls look, at first often, then every interval, until it says done,
+// returns an error, or bound is over. What look last said is missing is part of
+// the timeout's error, which is ErrTimeout or, where ctx ended first, ctx's.
 func poll(ctx context.Context, interval, bound time.Duration, look func() (done bool, missing string, err error)) error {
 	timeout := time.NewTimer(bound)
 	defer timeout.Stop()
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
+	for delay := 20 * time.Millisecond; ; delay = min(2*delay, interval) {
 		done, missing, err := look()
 		if err != nil || done {
 			return err
@@ -230,7 +228,7 @@ func poll(ctx context.Context, interval, bound time.Duration, look func() (done 
 			return fmt.Errorf("%w while waiting: %s", context.Cause(ctx), missing)
 		case <-timeout.C:
 			return fmt.Errorf("%w after %s: %s", ErrTimeout, bound, missing)
-		case <-ticker.C:
+		case <-time.After(delay):
 		}
 	}
 }

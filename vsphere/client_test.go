@@ -115,27 +115,81 @@ func TestConnectTrusts(t *testing.T) {
 	}
 }
 
-// When the session has expired, a read logs in again and is repeated; a write is not repeated.
+// When the session has expired, a read logs in again and is repeated; a write is
+// not: what it was to change is looked at anew.
 func TestSessionExpires(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
-	s.Client.Logout(t.Context()) // the test's own session is not the one under test
-	expired := true
-	once := func(on string) {
-		expired = true
-		s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
-			if expired && method == on {
-				expired = false
-				return &types.NotAuthenticated{}
-			}
-			return nil
-		})
+	one, two := spec(1), spec(2)
+	create(t, c, one)
+	create(t, c, two)
+	p := placement(one, two)
+	e, err := observe(t, c, nil, p).Rules(p)
+	if err != nil {
+		t.Fatal(err)
 	}
-	once("FindByUuid")
-	if _, err := c.Find(t.Context(), "d", "lb1"); !errors.Is(err, vsphere.ErrNotFound) {
-		t.Errorf("after the session has expired: %v", err)
+
+	s.ExpireSessions(t)
+	logins := s.Calls("Login")
+	observe(t, c, []vsphere.Spec{one, two}, p)
+	if n := s.Calls("Login") - logins; n != 1 {
+		t.Errorf("%d logins for one session, want 1", n)
 	}
-	if expired {
-		t.Error("the session did not expire in this test")
+
+	s.ExpireSessions(t)
+	writes := s.Calls("ReconfigureComputeResource_Task")
+	if err := c.ApplyRules(t.Context(), e); err == nil || !strings.Contains(err.Error(), "session had expired") {
+		t.Errorf("the write: %v", err)
+	}
+	if n := s.Calls("ReconfigureComputeResource_Task") - writes; n != 1 {
+		t.Errorf("the write was sent %d times, want once", n)
+	}
+	if n := len(s.Rules(t).Rule); n != 0 {
+		t.Errorf("%d rules were made without a session", n)
+	}
+	if err := c.ApplyRules(t.Context(), e); err != nil {
+		t.Errorf("with the new session: %v", err)
+	}
+
+	s.ExpireSessions(t)
+	s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
+		if method == "Login" {
+			return &types.InvalidLogin{}
+		}
+		return nil
+	})
+	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, vsphere.ErrLogin) {
+		t.Errorf("a login that is refused: %v", err)
+	}
+	s.SetFault(nil)
+}
+
+// A vCenter that goes away is not mistaken for one that holds nothing.
+func TestGoesAway(t *testing.T) {
+	s := vcsim.Start(t)
+	away := false
+	config := config(s)
+	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if away {
+			return nil, errors.New("no route to host")
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+	c, err := vsphere.Connect(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away = true
+	s.CloseConnections()
+	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, vsphere.ErrUnreachable) {
+		t.Errorf("Find: %v, want ErrUnreachable", err)
+	}
+	if _, err := c.Observe(t.Context(), []vsphere.Spec{spec(1)}, nil); !errors.Is(err, vsphere.ErrUnreachable) {
+		t.Errorf("Observe: %v, want ErrUnreachable", err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Find(cancelled, deployment, "lb1"); !errors.Is(err, context.Canceled) || errors.Is(err, vsphere.ErrUnreachable) {
+		t.Errorf("cancelled: %v", err)
 	}
 }

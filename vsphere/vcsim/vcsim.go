@@ -51,6 +51,8 @@ type Server struct {
 	Client     *govmomi.Client // logged in; its calls are counted like all others
 	Finder     *find.Finder
 
+	http *simulator.Server
+
 	mu    sync.Mutex
 	calls map[string]int
 	deaf  bool
@@ -77,7 +79,7 @@ func Start(t testing.TB) *Server {
 	t.Cleanup(func() { server.Close(); model.Remove() })
 	s := &Server{
 		URL: "https://" + server.URL.Host + "/sdk", Thumbprint: soap.ThumbprintSHA256(server.Certificate()),
-		Model: model, calls: map[string]int{}, body: map[string]types.AnyType{}, keys: HostKeys,
+		Model: model, http: server, calls: map[string]int{}, body: map[string]types.AnyType{}, keys: HostKeys,
 	}
 	var err error
 	s.Client, err = govmomi.NewClient(ctx, server.URL, true)
@@ -377,3 +379,21 @@ func (s *Server) SetGuest(t testing.TB, path string, addresses map[string]string
 		&types.OptionValue{Key: "SET.guest.toolsRunningStatus", Value: string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)},
 	}})
 }
+
+// ExpireSessions ends every session but the test's own.
+func (s *Server) ExpireSessions(t testing.TB) {
+	t.Helper()
+	ctx := context.Background()
+	own, err := s.Client.SessionManager.UserSession(ctx)
+	must(t, err)
+	var manager mo.SessionManager
+	must(t, s.Client.RetrieveOne(ctx, *s.Client.ServiceContent.SessionManager, []string{"sessionList"}, &manager))
+	for _, session := range manager.SessionList {
+		if session.Key != own.Key {
+			must(t, s.Client.SessionManager.TerminateSession(ctx, []string{session.Key}))
+		}
+	}
+}
+
+// CloseConnections cuts every connection; the server goes on to listen.
+func (s *Server) CloseConnections() { s.http.CloseClientConnections() }
