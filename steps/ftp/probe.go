@@ -1,0 +1,441 @@
+package ftp
+
+import (
+	"context"
+	crand "crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The modes of a probe.
+const (
+	PASV = "pasv" // RFC 959: the reply names address and port
+	EPSV = "epsv" // RFC 2428: the reply names a port, the address is that of the control connection
+)
+
+// Probe proves an FTP service by using it: in each mode a session lists, uploads,
+// downloads, compares and deletes a file of its own. Whatever goes wrong, it tries
+// to leave nothing behind.
+type Probe struct {
+	Address  string // host:port of the control connection
+	User     string
+	Password string
+	Modes    []string // PASV, EPSV
+
+	ExpectAddress netip.Addr // what 227 must announce; the zero value = anything
+	PortFirst     int        // the data ports that may be announced
+	PortLast      int
+	EveryPort     bool          // move data through each port: all up to 32, beyond that a sample
+	Upload        int64         // bytes; 0 = only list, for an account that cannot write
+	LongIdle      time.Duration // let one more upload take this long: the control channel is silent meanwhile
+	Dir           string        // where the file is put, "" = where the login leads
+
+	Dial    DialFunc      // nil = directly
+	Timeout time.Duration // for each step of a session; 0 = DefaultTimeout
+}
+
+// Report is what a probe saw.
+type Report struct {
+	Checks     []Check // in the order they were made; a failed one is the last, but for cleaning up
+	Ports      []int   // the data ports that moved data, ascending
+	NotDrawn   []int   // with EveryPort: the ports that the server never chose
+	Transcript []string
+}
+
+// Check is one thing that was proven, or not.
+type Check struct {
+	Name     string // "connect", "pasv download"
+	OK       bool
+	Duration time.Duration
+	Bytes    int64 // moved
+	Port     int   // the data port, 0 = none
+	Detail   string
+}
+
+// BytesPerSecond is the rate of a check that moved data.
+func (c Check) BytesPerSecond() float64 { return float64(c.Bytes) / c.Duration.Seconds() }
+
+// Fault is the error of a probe: which check failed, why, and what the server had
+// said last.
+type Fault struct {
+	Check string
+	Err   error
+	Reply string // "" = it never spoke
+}
+
+func (f *Fault) Error() string {
+	text := f.Check + ": " + f.Err.Error()
+	if f.Reply != "" && !strings.Contains(text, f.Reply) {
+		text += fmt.Sprintf(" (last reply: %s)", f.Reply)
+	}
+	return text
+}
+
+func (f *Fault) Unwrap() error { return f.Err }
+
+// completePorts is up to how many ports EveryPort means every port. A server draws
+// ports at random, so n ports take about n·H(n) draws to see: 33 for 11, 130 for 32.
+const completePorts = 32
+
+// cleanupTimeout bounds the removal of a file after a failure.
+const cleanupTimeout = 15 * time.Second
+
+// Run probes. The error is a *Fault that names the broken hop, joined with what
+// could not be removed; the report is good in any case.
+func (p Probe) Run(ctx context.Context) (Report, error) {
+	if p.Timeout == 0 {
+		p.Timeout = DefaultTimeout
+	}
+	r := &run{Probe: p, seen: map[int]bool{}}
+	var err error
+	for i, mode := range p.Modes {
+		if err = r.session(ctx, mode, i == 0); err != nil {
+			break
+		}
+	}
+	if r.file != "" {
+		err = errors.Join(err, r.cleanUp(ctx))
+	}
+	for port := range r.seen {
+		r.report.Ports = append(r.report.Ports, port)
+	}
+	slices.Sort(r.report.Ports)
+	return r.report, err
+}
+
+// run is a probe that runs.
+type run struct {
+	Probe
+	report Report
+	client *Client
+	mode   string
+	file   string       // what may exist on the server and is ours to remove
+	seen   map[int]bool // ports that moved data
+}
+
+func (r *run) config() Config {
+	return Config{Address: r.Address, Dial: r.Dial, Timeout: r.Timeout, Trace: func(line string) {
+		r.report.Transcript = append(r.report.Transcript, line)
+	}}
+}
+
+// check makes a check of f, which may fill in what it saw.
+func (r *run) check(name string, f func(*Check) error) error {
+	c := Check{Name: name}
+	start := time.Now()
+	err := f(&c)
+	c.Duration = time.Since(start)
+	c.OK = err == nil
+	if err != nil {
+		fault := &Fault{Check: name, Err: err}
+		if r.client != nil {
+			fault.Reply = r.client.LastReply()
+		}
+		c.Detail, err = err.Error(), fault
+	}
+	r.report.Checks = append(r.report.Checks, c)
+	return err
+}
+
+// session makes the checks of one mode. The first one draws the ports.
+func (r *run) session(ctx context.Context, mode string, first bool) error {
+	r.mode, r.client = mode, nil
+	var client *Client
+	err := r.check(mode+" connect", func(*Check) (err error) {
+		client, err = connect(ctx, r.config())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	r.client = client
+	if err := r.check(mode+" greeting", func(*Check) error { return client.greeting(ctx) }); err != nil {
+		return err
+	}
+	if err := r.check(mode+" login", func(*Check) error {
+		if err := client.Login(ctx, r.User, r.Password); err != nil {
+			return fmt.Errorf("user %q: %w", r.User, err)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+
+	// Two transfers a session at least: one passes by luck where data does not
+	// follow control.
+	if err := r.check(mode+" list", r.list(ctx, r.Dir, "")); err != nil {
+		return err
+	}
+	if r.Upload > 0 {
+		if err := r.roundTrip(ctx, mode); err != nil {
+			return err
+		}
+	}
+	listed := r.file
+	if listed == "" {
+		listed = r.Dir
+	}
+	if err := r.check(mode+" list again", r.list(ctx, listed, path.Base(r.file))); err != nil {
+		return err
+	}
+	if first && r.EveryPort {
+		if err := r.check(mode+" every port", func(c *Check) error { return r.everyPort(ctx, c, listed) }); err != nil {
+			return err
+		}
+	}
+	if r.file != "" {
+		if err := r.check(mode+" delete", func(*Check) error { return r.remove(ctx, client) }); err != nil {
+			return err
+		}
+	}
+	if first && r.LongIdle > 0 && r.Upload > 0 {
+		if err := r.longIdle(ctx, mode); err != nil {
+			return err
+		}
+	}
+	return r.check(mode+" quit", func(*Check) error { return client.Quit(ctx) })
+}
+
+// roundTrip uploads a file of random bytes and compares the download.
+func (r *run) roundTrip(ctx context.Context, mode string) error {
+	sent, received := sha256.New(), sha256.New()
+	content, err := r.newFile()
+	if err != nil {
+		return err
+	}
+	err = r.check(mode+" upload", func(c *Check) error {
+		return r.transfer(ctx, c, func(data net.Conn) (int64, error) {
+			return r.client.Store(ctx, data, r.file, io.TeeReader(io.LimitReader(content, r.Upload), sent))
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return r.check(mode+" download", func(c *Check) error {
+		err := r.transfer(ctx, c, func(data net.Conn) (int64, error) {
+			return r.client.Retrieve(ctx, data, r.file, received)
+		})
+		if err != nil {
+			return err
+		}
+		if c.Bytes != r.Upload {
+			return fmt.Errorf("%s has %d bytes, uploaded were %d", r.file, c.Bytes, r.Upload)
+		}
+		if got, want := received.Sum(nil), sent.Sum(nil); string(got) != string(want) {
+			return fmt.Errorf("%s came back changed: sha256 %x, uploaded was %x", r.file, got, want)
+		}
+		return nil
+	})
+}
+
+// newFile names a file that nobody else has, and returns endless content for it.
+func (r *run) newFile() (io.Reader, error) {
+	var seed [32]byte
+	if _, err := crand.Read(seed[:]); err != nil {
+		return nil, err
+	}
+	r.file = path.Join(r.Dir, "ftpdeploy-smoke-"+hex.EncodeToString(seed[:8]))
+	return rand.NewChaCha8(seed), nil
+}
+
+// remove deletes the file, and looks that it is gone.
+func (r *run) remove(ctx context.Context, client *Client) error {
+	if err := client.Delete(ctx, r.file); err != nil {
+		return err
+	}
+	size, err := client.Size(ctx, r.file)
+	if err == nil {
+		return fmt.Errorf("%s is still there after its deletion, with %d bytes", r.file, size)
+	}
+	if !notThere(err) {
+		return fmt.Errorf("look whether %s is gone: %w", r.file, err)
+	}
+	r.file = ""
+	return nil
+}
+
+// cleanUp removes the file that a failed session left, in a session of its own, and
+// even if ctx is done.
+func (r *run) cleanUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupTimeout, timeoutError(cleanupTimeout))
+	defer cancel()
+	r.client = nil
+	return r.check("clean up", func(*Check) error {
+		client, err := Dial(ctx, r.config())
+		if err == nil {
+			r.client = client
+			defer client.Close()
+			err = client.Login(ctx, r.User, r.Password)
+		}
+		if err == nil {
+			err = client.Delete(ctx, r.file)
+		}
+		if err != nil && !notThere(err) {
+			return fmt.Errorf("%s may be left at %s, remove it: %w", r.file, r.Address, err)
+		}
+		return nil
+	})
+}
+
+// notThere tells whether the server says that there is no such file. 550 is also its
+// word for a file that may not be touched, but this one is ours.
+func notThere(err error) bool {
+	var reply *Reply
+	return errors.As(err, &reply) && reply.Code == 550
+}
+
+// list returns a check of the listing of a path, in which a name must be found
+// ("" and "." = none).
+func (r *run) list(ctx context.Context, path, name string) func(*Check) error {
+	return func(c *Check) error {
+		var listing []byte
+		err := r.transfer(ctx, c, func(data net.Conn) (_ int64, err error) {
+			listing, err = r.client.List(ctx, data, path)
+			return int64(len(listing)), err
+		})
+		if err == nil && name != "." && !strings.Contains(string(listing), name) {
+			err = fmt.Errorf("the listing of %s does not show it", path)
+		}
+		return err
+	}
+}
+
+// transfer opens a data connection and moves data over it.
+func (r *run) transfer(ctx context.Context, c *Check, move func(data net.Conn) (int64, error)) error {
+	address, err := r.dataAddress(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := r.client.DialData(ctx, address.String())
+	if err != nil {
+		return err
+	}
+	c.Port = int(address.port)
+	c.Bytes, err = move(data)
+	if err != nil {
+		return fmt.Errorf("data port %d: %w", c.Port, err)
+	}
+	r.seen[c.Port] = true
+	return nil
+}
+
+// endpoint is a host, by name or address, and a port.
+type endpoint struct {
+	host string
+	port uint16
+}
+
+func (e endpoint) String() string { return net.JoinHostPort(e.host, strconv.Itoa(int(e.port))) }
+
+// dataAddress asks the server where to connect, and judges its answer.
+func (r *run) dataAddress(ctx context.Context) (endpoint, error) {
+	var e endpoint
+	switch r.mode {
+	case PASV:
+		announced, err := r.client.Passive(ctx)
+		if err != nil {
+			return e, err
+		}
+		if r.ExpectAddress.IsValid() && announced.Addr() != r.ExpectAddress {
+			return e, fmt.Errorf("the server announces %s, clients need %s", announced.Addr(), r.ExpectAddress)
+		}
+		e = endpoint{announced.Addr().String(), announced.Port()}
+	case EPSV:
+		port, err := r.client.ExtendedPassive(ctx)
+		if err != nil {
+			return e, err
+		}
+		host, _, err := net.SplitHostPort(r.Address)
+		if err != nil {
+			return e, err
+		}
+		e = endpoint{host, uint16(port)}
+	default:
+		return e, fmt.Errorf("no mode %q: there are %s and %s", r.mode, PASV, EPSV)
+	}
+	if p := int(e.port); p < r.PortFirst || p > r.PortLast {
+		return e, fmt.Errorf("the server announces port %d, outside %d-%d", p, r.PortFirst, r.PortLast)
+	}
+	return e, nil
+}
+
+// everyPort moves a listing through port after port until each was drawn.
+func (r *run) everyPort(ctx context.Context, c *Check, listed string) error {
+	n := r.PortLast - r.PortFirst + 1
+	draws := 100
+	if n <= completePorts {
+		draws = int(float64(n) * (math.Log(float64(n)) + 10)) // misses a port in 1 of 20,000 runs
+	}
+	made := 0
+	for ; len(r.seen) < n && made < draws; made++ {
+		var one Check
+		if err := r.list(ctx, listed, path.Base(r.file))(&one); err != nil {
+			return err
+		}
+		c.Bytes += one.Bytes
+	}
+	for p := r.PortFirst; p <= r.PortLast; p++ {
+		if !r.seen[p] {
+			r.report.NotDrawn = append(r.report.NotDrawn, p)
+		}
+	}
+	c.Detail = fmt.Sprintf("%d of %d ports in %d draws", len(r.seen), n, made)
+	if n <= completePorts && len(r.seen) < n {
+		return fmt.Errorf("the server did not choose port %d in %d draws", r.report.NotDrawn[0], made)
+	}
+	return nil
+}
+
+// longIdle uploads a few bytes at a time for as long as LongIdle.
+func (r *run) longIdle(ctx context.Context, mode string) error {
+	content, err := r.newFile()
+	if err != nil {
+		return err
+	}
+	err = r.check(mode+" long transfer", func(c *Check) error {
+		return r.transfer(ctx, c, func(data net.Conn) (int64, error) {
+			return r.client.Store(ctx, data, r.file, &slow{ctx: ctx, from: content, until: time.Now().Add(r.LongIdle)})
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return r.check(mode+" delete long", func(*Check) error { return r.remove(ctx, r.client) })
+}
+
+// slow reads a byte now and then, and ends at a point in time.
+type slow struct {
+	ctx   context.Context
+	from  io.Reader
+	until time.Time
+}
+
+const slowPace = time.Second
+
+func (s *slow) Read(p []byte) (int, error) {
+	left := time.Until(s.until)
+	if left <= 0 {
+		return 0, io.EOF
+	}
+	pause := time.NewTimer(min(left, slowPace))
+	defer pause.Stop()
+	select {
+	case <-s.ctx.Done():
+		return 0, context.Cause(s.ctx)
+	case <-pause.C:
+		return s.from.Read(p[:1])
+	}
+}

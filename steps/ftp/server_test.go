@@ -1,0 +1,283 @@
+package ftp
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// server is an FTP server that keeps files in memory, knows the commands that the
+// client gives and no other, and has a switch for each way to break.
+type server struct {
+	t       *testing.T
+	control net.Listener
+	ports   []net.Listener // the passive ports
+
+	// Faults.
+	greeting    string        // instead of 220; "-" = none ever
+	login       string        // reply to PASS
+	passive     string        // reply to PASV and EPSV
+	announce    string        // host in 227, as "10,42,0,9"
+	refuseData  string        // reply to LIST, STOR and RETR instead of moving data
+	dropData    bool          // accept data connections, close them, and never reply
+	cutRetrieve int           // RETR sends so many bytes and dies
+	shorten     bool          // RETR leaves the last byte out and says 226
+	corrupt     bool          // RETR changes a byte
+	cutStore    bool          // the session dies in the middle of STOR
+	stallStore  chan struct{} // STOR reads nothing, closes the channel
+	del         string        // reply to DELE instead of deleting
+	keep        bool          // DELE says 250 and deletes nothing
+	fewPorts    bool          // never choose the last port
+	echo        bool          // repeat the password in replies
+
+	mu    sync.Mutex
+	files map[string][]byte
+	drawn int
+}
+
+const password = "s3cret-word"
+
+func newServer(t *testing.T, passivePorts int) *server {
+	t.Helper()
+	s := &server{t: t, files: map[string][]byte{}}
+	s.control = listen(t, 0)
+	first := consecutive(t, passivePorts)
+	for i := range passivePorts {
+		s.ports = append(s.ports, listen(t, first+i))
+	}
+	go func() {
+		for {
+			c, err := s.control.Accept()
+			if err != nil {
+				return
+			}
+			go s.session(c)
+		}
+	}()
+	return s
+}
+
+// listen takes a port of the loopback address until the test ends.
+func listen(t *testing.T, port int) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// consecutive returns the first of n ports that nothing uses.
+func consecutive(t *testing.T, n int) int {
+	t.Helper()
+search:
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := port(l)
+		l.Close()
+		for p := first; p < first+n; p++ {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
+			if err != nil {
+				continue search
+			}
+			l.Close()
+		}
+		return first
+	}
+	t.Fatal("no free ports")
+	return 0
+}
+
+func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
+
+// left returns the names of the files that are there.
+func (s *server) left() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for name := range s.files {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func (s *server) session(conn net.Conn) {
+	defer conn.Close()
+	reply := func(line string) { fmt.Fprintf(conn, "%s\r\n", line) }
+	switch s.greeting {
+	case "":
+		reply("220-Welcome\r\n220 to the test")
+	case "-":
+		io.Copy(io.Discard, conn)
+		return
+	default:
+		reply(s.greeting)
+	}
+	var data net.Listener
+	accept := func() net.Conn {
+		c, err := data.Accept()
+		if err != nil {
+			s.t.Error(err)
+		}
+		return c
+	}
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		verb, arg, _ := strings.Cut(lines.Text(), " ")
+		switch verb {
+		case "USER":
+			reply("331 Please specify the password.")
+		case "PASS":
+			switch {
+			case s.login != "":
+				reply(s.login)
+			case s.echo:
+				reply("230 Welcome, " + arg)
+			default:
+				reply("230 Login successful.")
+			}
+		case "TYPE":
+			reply("200 Switching to Binary mode.")
+		case "PASV", "EPSV":
+			if s.passive != "" {
+				reply(s.passive)
+				continue
+			}
+			s.mu.Lock()
+			n := len(s.ports)
+			if s.fewPorts {
+				n--
+			}
+			data = s.ports[s.drawn%n]
+			s.drawn++
+			s.mu.Unlock()
+			host := "127,0,0,1"
+			if s.announce != "" {
+				host = s.announce
+			}
+			if p := port(data); verb == "PASV" {
+				reply(fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d).", host, p>>8, p&255))
+			} else {
+				reply(fmt.Sprintf("229 Entering Extended Passive Mode (|||%d|)", p))
+			}
+		case "LIST", "STOR", "RETR":
+			if s.dropData {
+				accept().Close()
+				continue
+			}
+			if s.refuseData != "" {
+				defer accept().Close()
+				reply(s.refuseData)
+				continue
+			}
+			reply("150 Here it comes.")
+			c := accept()
+			if !s.move(c, verb, arg) {
+				c.Close()
+				return
+			}
+			c.Close()
+			reply("226 Transfer complete.")
+		case "DELE":
+			s.mu.Lock()
+			_, there := s.files[arg]
+			if !s.keep && s.del == "" {
+				delete(s.files, arg)
+			}
+			s.mu.Unlock()
+			switch {
+			case s.del != "":
+				reply(s.del)
+			case !there:
+				reply("550 Delete operation failed.")
+			default:
+				reply("250 Delete operation successful.")
+			}
+		case "SIZE":
+			s.mu.Lock()
+			content, there := s.files[arg]
+			s.mu.Unlock()
+			if there {
+				reply(fmt.Sprintf("213 %d", len(content)))
+			} else {
+				reply("550 Could not get file size.")
+			}
+		case "QUIT":
+			reply("221 Goodbye.")
+			return
+		default:
+			s.t.Errorf("the client says %q", lines.Text())
+			reply("500 Unknown command.")
+		}
+	}
+}
+
+// move moves data as the command says; false means that the session dies here.
+func (s *server) move(c net.Conn, verb, name string) bool {
+	s.mu.Lock()
+	content := s.files[name]
+	s.mu.Unlock()
+	switch verb {
+	case "LIST":
+		for _, file := range s.left() {
+			if name == "" || name == file {
+				fmt.Fprintf(c, "-rw-------    1 1000     1000            1 Nov 23 04:00 %s\r\n", file)
+			}
+		}
+	case "STOR":
+		s.mu.Lock()
+		s.files[name] = nil
+		s.mu.Unlock()
+		if s.stallStore != nil {
+			close(s.stallStore)
+			s.stallStore = nil
+			io.Copy(io.Discard, c)
+			return false
+		}
+		if s.cutStore {
+			s.cutStore = false
+			io.CopyN(io.Discard, c, 10)
+			c.(*net.TCPConn).SetLinger(0)
+			return false
+		}
+		content, err := io.ReadAll(c)
+		if err != nil {
+			s.t.Error(err)
+		}
+		s.mu.Lock()
+		s.files[name] = content
+		s.mu.Unlock()
+	case "RETR":
+		switch {
+		case s.cutRetrieve > 0:
+			c.Write(content[:s.cutRetrieve])
+			c.(*net.TCPConn).SetLinger(0)
+			return false
+		case s.shorten:
+			content = content[:len(content)-1]
+		case s.corrupt:
+			content = append([]byte{content[0] ^ 1}, content[1:]...)
+		}
+		c.Write(content)
+	}
+	return true
+}
+
+// probe returns a probe of the server.
+func (s *server) probe() Probe {
+	return Probe{
+		Address: s.control.Addr().String(), User: "partner", Password: password, Modes: []string{PASV, EPSV},
+		PortFirst: port(s.ports[0]), PortLast: port(s.ports[len(s.ports)-1]), Upload: 300_000, Timeout: 10 * time.Second,
+	}
+}
