@@ -46,7 +46,7 @@ type Client struct {
 	config   Config
 	conn     net.Conn
 	text     *textproto.Conn
-	reply    string // the last one, code and text
+	last     *Reply // nil before the greeting
 	password string
 }
 
@@ -89,11 +89,12 @@ func (c *Client) greeting(ctx context.Context) error {
 		if _, err := c.read(ctx, 0); err != nil {
 			return fmt.Errorf("greeting of %s: %w", c.config.Address, err)
 		}
-		switch {
-		case strings.HasPrefix(c.reply, "220"):
+		switch c.last.Code {
+		case 220:
 			return nil
-		case !strings.HasPrefix(c.reply, "120"): // 120: ready in some minutes
-			return fmt.Errorf("greeting of %s: %s", c.config.Address, c.reply)
+		case 120: // ready in some minutes
+		default:
+			return fmt.Errorf("greeting of %s: %w", c.config.Address, c.last)
 		}
 	}
 }
@@ -103,7 +104,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // LastReply is what the server said last, as "425 Failed to establish connection.";
 // "" before its greeting.
-func (c *Client) LastReply() string { return c.reply }
+func (c *Client) LastReply() string {
+	if c.last == nil {
+		return ""
+	}
+	return c.last.Error()
+}
 
 // Login enters, and switches to binary transfers.
 func (c *Client) Login(ctx context.Context, user, password string) error {
@@ -111,14 +117,14 @@ func (c *Client) Login(ctx context.Context, user, password string) error {
 	if _, err := c.command(ctx, 0, "USER "+user); err != nil {
 		return err
 	}
-	switch c.reply[0] {
-	case '2': // no password wanted
-	case '3':
+	switch c.last.Code / 100 {
+	case 2: // no password wanted
+	case 3:
 		if _, err := c.command(ctx, 2, "PASS "+password); err != nil {
 			return err
 		}
 	default:
-		return errors.New(c.reply)
+		return fmt.Errorf("USER: %w", c.last)
 	}
 	_, err := c.command(ctx, 2, "TYPE I")
 	return err
@@ -359,11 +365,10 @@ func (c *Client) read(ctx context.Context, want int) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
-	reply := &Reply{Code: code, Text: c.mask(text)}
-	c.reply = reply.Error()
-	c.config.Trace("< " + c.reply)
+	c.last = &Reply{Code: code, Text: c.mask(text)}
+	c.config.Trace("< " + c.last.Error())
 	if want != 0 && code != want && code/100 != want {
-		return "", reply
+		return "", c.last
 	}
 	return text, nil
 }

@@ -251,20 +251,22 @@ func (r *run) newFile() (io.Reader, error) {
 	return rand.NewChaCha8(seed), nil
 }
 
-// remove deletes the file, and looks that it is gone.
+// remove deletes the file, and looks that it is gone. A reply 550 to DELE alone says
+// too little: that there is no such file, or that it may not be deleted.
 func (r *run) remove(ctx context.Context, client *Client) error {
-	if err := client.Delete(ctx, r.file); err != nil {
-		return err
-	}
+	deletion := client.Delete(ctx, r.file)
 	size, err := client.Size(ctx, r.file)
-	if err == nil {
-		return fmt.Errorf("%s is still there after its deletion, with %d bytes", r.file, size)
-	}
-	if !notThere(err) {
+	var reply *Reply
+	switch {
+	case errors.As(err, &reply) && reply.Code == 550:
+		r.file = ""
+		return nil
+	case deletion != nil:
+		return deletion
+	case err != nil:
 		return fmt.Errorf("look whether %s is gone: %w", r.file, err)
 	}
-	r.file = ""
-	return nil
+	return fmt.Errorf("%s is still there after its deletion, with %d bytes", r.file, size)
 }
 
 // cleanUp removes the file that a failed session left, in a session of its own, and
@@ -281,20 +283,13 @@ func (r *run) cleanUp(ctx context.Context) error {
 			err = client.Login(ctx, r.User, r.Password)
 		}
 		if err == nil {
-			err = client.Delete(ctx, r.file)
+			err = r.remove(ctx, client)
 		}
-		if err != nil && !notThere(err) {
+		if err != nil {
 			return fmt.Errorf("%s may be left at %s, remove it: %w", r.file, r.Address, err)
 		}
 		return nil
 	})
-}
-
-// notThere tells whether the server says that there is no such file. 550 is also its
-// word for a file that may not be touched, but this one is ours.
-func notThere(err error) bool {
-	var reply *Reply
-	return errors.As(err, &reply) && reply.Code == 550
 }
 
 // list returns a check of the listing of a path, in which a name must be found

@@ -158,7 +158,7 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 			if left := s.left(); (left != nil) != c.left {
 				t.Errorf("left behind: %v, want %v", left, c.left)
 			}
-			if saysLeft := strings.Contains(err.Error(), "may be left at"); saysLeft != (c.name == "deletion refused") {
+			if saysLeft := strings.Contains(err.Error(), "may be left at"); saysLeft != c.left {
 				t.Errorf("says that something is left: %v: %s", saysLeft, err)
 			}
 		})
