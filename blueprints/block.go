@@ -62,7 +62,7 @@ func (b *block) read(body hcl.Body) {
 	b.attrs = content.Attributes
 	for _, inner := range content.Blocks {
 		if inner.Type == "tls" {
-			b.loader.report(hcl.DiagError, "FTP101", place{subject: inner.DefRange}, "Unsupported block type",
+			b.loader.fail("FTP101", place{subject: inner.DefRange}, "Unsupported block type",
 				`Blocks of type "tls" are not expected here yet: FTPS comes in a later version of ftpdeploy. Remove the block; the service then speaks plain FTP.`)
 			continue
 		}
@@ -75,7 +75,7 @@ func (b *block) read(body hcl.Body) {
 			}
 		}
 		if n := child.spec.max; n > 0 && len(b.children[inner.Type]) == n {
-			b.loader.fail("FTP109", place{subject: inner.DefRange}, "Declared twice", "A %s has only one %s block.", b.typ, inner.Type)
+			b.loader.fail("FTP109", place{subject: inner.DefRange}, "Declared twice", "Block %s has only one %s block in it.", b.typ, inner.Type)
 			continue
 		}
 		child.read(inner.Body)
@@ -83,7 +83,7 @@ func (b *block) read(body hcl.Body) {
 	}
 	for _, typ := range sortedKeys(b.spec.blocks) {
 		if len(b.children[typ]) < b.spec.blocks[typ].min {
-			b.loader.report(hcl.DiagError, "", place{subject: b.def}, "Missing "+typ+" block", fmt.Sprintf("A %s needs a block of type %q.", b.typ, typ))
+			b.loader.fail("", b.here(), "Missing "+typ+" block", "Block %s needs a block of type %q in it.", b.typ, typ)
 		}
 	}
 }
@@ -232,8 +232,8 @@ func (b *block) secret(name string) Secret {
 		return Secret{}
 	case len(marks) == 0:
 		b.failed[name] = true
-		b.loader.files.mask(attr.Expr.Range())
-		b.loader.report(hcl.DiagError, "FTP602", place{subject: attr.Expr.Range()}, "Secret in the blueprint",
+		b.loader.maskOrigins(attr.Expr, map[*local]bool{})
+		b.loader.fail("FTP602", place{subject: attr.Expr.Range()}, "Secret in the blueprint",
 			"Write secrets outside the blueprint: use env(), file() or a sensitive variable.")
 		return Secret{}
 	case bare.AsString() == "":
@@ -247,6 +247,24 @@ func (b *block) secret(name string) Secret {
 		return Secret{}
 	}
 	return NewSecret(bare.AsString())
+}
+
+// maskOrigins hides the literals that an expression got a secret from.
+func (l *loader) maskOrigins(expr hcl.Expression, seen map[*local]bool) {
+	for _, t := range expr.Variables() {
+		if name, ok := rootedAt(t, "local"); ok && l.locals[name] != nil && !seen[l.locals[name]] {
+			from := l.locals[name]
+			seen[from] = true
+			l.maskOrigins(from.expr, seen)
+		}
+		if name, ok := rootedAt(t, "var"); ok && l.vars[name] != nil {
+			l.vars[name].sensitive = true
+			l.files.mask(l.vars[name].source)
+		}
+	}
+	if len(expr.Variables()) == 0 {
+		l.files.mask(expr.Range())
+	}
 }
 
 func marksOf(v cty.Value) cty.ValueMarks {

@@ -130,7 +130,7 @@ func (b *block) exclusive(names ...string) int {
 
 // missing reports that none of some arguments is given.
 func (b *block) missing(what string) {
-	b.loader.report(hcl.DiagError, "", b.here(), "Missing required argument", fmt.Sprintf("The argument %s is required, but no definition was found.", what))
+	b.loader.fail("", b.here(), "Missing required argument", "The argument %s is required, but no definition was found.", what)
 }
 
 func (l *loader) vcenter(b *block) {
@@ -661,7 +661,7 @@ func tolerations(v cty.Value) ([]Toleration, error) {
 
 func (l *loader) rollout(b *block) {
 	if other := l.blocks[&l.topology.Rollout]; other != nil {
-		l.fail("FTP109", b.here(), "Declared twice", "There is another rollout block at %s.", other.here())
+		l.fail("FTP109", b.here(), "Declared twice", "There is another rollout block (%s).", other.here().seenFrom(b.here()))
 		return
 	}
 	l.blocks[&l.topology.Rollout] = b
@@ -716,11 +716,11 @@ func (l *loader) smoke(b *block) {
 		if u.Name == steps[3] {
 			s.User = u
 		}
-		names = append(names, prefix+u.Name)
+		names = append(names, u.Name)
 	}
 	if s.User == nil && len(names) > 0 {
 		l.fail("FTP102", b.at("user"), "No such user", "%q is not declared.%s Declared: %s.",
-			prefix+steps[3], didYouMean(prefix+steps[3], names), strings.Join(names, ", "))
+			prefix+steps[3], didYouMean(prefix, steps[3], names), prefix+strings.Join(names, ", "+prefix))
 	}
 }
 

@@ -99,14 +99,20 @@ func maskLiterals(name string, src []byte) []byte {
 		case hclsyntax.TokenNewline:
 			secret = secret && depth > 0
 		}
-		calls := i >= 2 && tokens[i-2].Type == hclsyntax.TokenOParen // env("NAME"), file("path")
 		literal := t.Type == hclsyntax.TokenQuotedLit || t.Type == hclsyntax.TokenStringLit ||
 			t.Type == hclsyntax.TokenNumberLit || t.Type == hclsyntax.TokenInvalid
-		if secret && literal && !calls {
+		if secret && literal && !namesSource(tokens[:i]) {
 			maskBytes(out[t.Range.Start.Byte:t.Range.End.Byte])
 		}
 	}
 	return out
+}
+
+// namesSource tells whether a literal after these tokens names where a secret is, as in env("NAME").
+func namesSource(before hclsyntax.Tokens) bool {
+	n := len(before)
+	return n >= 3 && before[n-1].Type == hclsyntax.TokenOQuote && before[n-2].Type == hclsyntax.TokenOParen &&
+		(string(before[n-3].Bytes) == "env" || string(before[n-3].Bytes) == "file")
 }
 
 func bareName(tokens hclsyntax.Tokens, i int) []byte {
@@ -122,19 +128,24 @@ type place struct {
 	expr    hcl.Expression // nil for a block
 }
 
-func (p place) String() string {
+// seenFrom names the line of a place, and its file where that is another one.
+func (p place) seenFrom(at place) string {
+	if p.subject.Filename == at.subject.Filename {
+		return fmt.Sprintf("line %d", p.subject.Start.Line)
+	}
 	return fmt.Sprintf("%s line %d", p.subject.Filename, p.subject.Start.Line)
 }
 
 func (l *loader) fail(c code, at place, summary, format string, args ...any) {
-	l.report(hcl.DiagError, c, at, summary, fmt.Sprintf(format, args...))
+	l.report(hcl.DiagError, c, at, summary, format, args...)
 }
 
 func (l *loader) warn(c code, at place, summary, format string, args ...any) {
-	l.report(hcl.DiagWarning, c, at, summary, fmt.Sprintf(format, args...))
+	l.report(hcl.DiagWarning, c, at, summary, format, args...)
 }
 
-func (l *loader) report(s hcl.DiagnosticSeverity, c code, at place, summary, detail string) {
+func (l *loader) report(s hcl.DiagnosticSeverity, c code, at place, summary, format string, args ...any) {
+	detail := fmt.Sprintf(format, args...)
 	if at.expr != nil {
 		for _, line := range l.provenance(at.expr) {
 			detail += "\n" + line
@@ -297,12 +308,16 @@ func traversalText(t hcl.Traversal) string {
 	return b.String()
 }
 
-// didYouMean is " Did you mean ...?" where one of the names is close, else "".
-func didYouMean(given string, names []string) string {
+// didYouMean is " Did you mean ...?" with the name that is closest, if one is close, else "".
+func didYouMean(prefix, given string, names []string) string {
+	best, least := "", 3
 	for _, name := range names {
-		if d := levenshtein.Distance(given, name, nil); d > 0 && d < 3 && d < len(name) {
-			return fmt.Sprintf(" Did you mean %q?", name)
+		if d := levenshtein.Distance(given, name, nil); d < least && d < len(name) {
+			best, least = name, d
 		}
 	}
-	return ""
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(" Did you mean %q?", prefix+best)
 }

@@ -234,9 +234,10 @@ func (l *loader) deployment(blocks []*hcl.Block) {
 		return
 	}
 	for _, other := range blocks[1:] {
-		l.fail("FTP107", place{subject: other.DefRange}, "More than one deployment",
-			"The first one is at %s. A blueprint describes exactly one deployment: remove this block, or move it into a directory of its own.",
-			place{subject: blocks[0].DefRange})
+		at := place{subject: other.DefRange}
+		l.fail("FTP107", at, "More than one deployment",
+			"There is another one (%s). A blueprint describes exactly one deployment: remove this block, or move it into a directory of its own.",
+			place{subject: blocks[0].DefRange}.seenFrom(at))
 	}
 	out := &block{loader: l, typ: "deployment", name: blocks[0].Labels[0], def: blocks[0].DefRange, spec: schema["deployment"]}
 	out.read(dynblock.Expand(blocks[0].Body, l.scope))

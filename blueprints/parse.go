@@ -203,7 +203,7 @@ func oneOf(words ...string) func(string) (string, error) {
 				return s, nil
 			}
 		}
-		return "", &unfit{"a known setting", "is not one of " + strings.Join(words, ", ") + "." + didYouMean(s, words)}
+		return "", &unfit{"a known setting", "is not one of " + strings.Join(words, ", ") + "." + didYouMean("", s, words)}
 	}
 }
 

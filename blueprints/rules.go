@@ -154,7 +154,7 @@ func (l *loader) checkAddresses() {
 			return
 		}
 		if other, taken := owners[a]; taken {
-			l.fail("FTP203", at, "Address is used twice", "%s is %s and also %s (%s).", a, what, other.what, other.at)
+			l.fail("FTP203", at, "Address is used twice", "%s is %s and also %s (%s).", a, what, other.what, other.at.seenFrom(at))
 			return
 		}
 		owners[a] = owner{what, at}
@@ -175,8 +175,9 @@ func (l *loader) checkAddresses() {
 	for _, v := range l.topology.VIPs {
 		other, taken := owners[v.Address]
 		if taken && !vips[v.Address] {
-			l.fail("FTP202", l.place(v, "address"), "Address belongs to something else",
-				"VIP %s is %s (%s). A VIP needs an address of its own.", v.Address, other.what, other.at)
+			at := l.place(v, "address")
+			l.fail("FTP202", at, "Address belongs to something else",
+				"VIP %s is %s (%s). A VIP needs an address of its own.", v.Address, other.what, other.at.seenFrom(at))
 			continue
 		}
 		claim(v.Address, fmt.Sprintf("the address of vip %q", v.Name), l.place(v, "address"))
@@ -188,7 +189,8 @@ func (l *loader) checkAddresses() {
 			if !taken {
 				continue
 			}
-			l.fail("FTP212", l.place(c, "workers"), "Not a worker", "%s is %s (%s).", w, other.what, other.at)
+			at := l.place(c, "workers")
+			l.fail("FTP212", at, "Not a worker", "%s is %s (%s).", w, other.what, other.at.seenFrom(at))
 		}
 	}
 }
@@ -202,9 +204,10 @@ func (l *loader) checkRouters() {
 				continue
 			}
 			if v.Network == other.Network || v.Network.PortGroup != "" && v.Network.PortGroup == other.Network.PortGroup {
-				l.fail("FTP211", l.place(v, "virtual_router"), "Virtual router used twice",
+				at := l.place(v, "virtual_router")
+				l.fail("FTP211", at, "Virtual router used twice",
 					"VRID %d on %q is already that of vip %q (%s). Two VIPs on one segment need two numbers.",
-					v.VirtualRouter, cmp.Or(v.Network.PortGroup, v.Network.Name), other.Name, l.place(other, "virtual_router"))
+					v.VirtualRouter, cmp.Or(v.Network.PortGroup, v.Network.Name), other.Name, l.place(other, "virtual_router").seenFrom(at))
 			}
 		}
 	}
@@ -234,6 +237,7 @@ func (l *loader) checkGroup(g *Group) {
 		for _, b := range boxes {
 			if !slices.ContainsFunc(b.NICs, func(n NIC) bool { return n.Role == h.StatsRole }) {
 				l.fail("FTP102", haproxy.at("stats_bind"), "No such nic", "lb %q has no nic %q for the statistics to listen on.", b.Name, h.StatsRole)
+				break
 			}
 		}
 	}
@@ -408,7 +412,7 @@ func (l *loader) checkNodePorts() {
 	for i, a := range spans {
 		for _, b := range spans[:i] {
 			if p, clash := a.overlap(b); clash && a.service.Cluster != nil && a.service.Cluster == b.service.Cluster {
-				l.fail("FTP205", a.at, "NodePort is wanted twice", "NodePort %d is wanted by %s and by %s (%s).", p, a.what(p), b.what(p), b.at)
+				l.fail("FTP205", a.at, "NodePort is wanted twice", "NodePort %d is wanted by %s and by %s (%s).", p, a.what(p), b.what(p), b.at.seenFrom(a.at))
 			}
 		}
 	}
@@ -470,7 +474,7 @@ func (l *loader) checkBinds() {
 		for _, b := range spans[:i] {
 			if p, clash := a.overlap(b); clash && a.service != b.service && a.service.VIP != nil && a.service.VIP == b.service.VIP {
 				l.fail("FTP206", a.at, "Port is bound twice", "%s is already bound by %s (%s). Give each service a VIP of its own.",
-					netip.AddrPortFrom(a.service.VIP.Address, uint16(p)), b.what(p), b.at)
+					netip.AddrPortFrom(a.service.VIP.Address, uint16(p)), b.what(p), b.at.seenFrom(a.at))
 			}
 		}
 	}

@@ -22,8 +22,9 @@ type variable struct {
 	defaults  *typeexpr.Defaults
 	sensitive bool
 	value     cty.Value
-	ok        bool   // value is there; else why not has been reported
-	origin    string // where value came from: "default, line 22"
+	ok        bool      // value is there; else why not has been reported
+	origin    string    // where value came from: "default, line 22"
+	source    hcl.Range // of the value, where it stands in a file
 }
 
 // local is a named expression.
@@ -184,7 +185,8 @@ func (l *loader) assign(v *variable, from given) {
 		if !ok {
 			return
 		}
-		at = place{subject: attr.Expr.Range()}
+		v.source = attr.Expr.Range()
+		at = place{subject: v.source}
 		from = given{value: value, origin: "default, " + l.line(attr.Range, v.block.def.Filename)}
 		if v.sensitive && !value.IsNull() && len(marksOf(value)) == 0 {
 			l.fail("FTP602", at, "Secret in the blueprint",
@@ -198,15 +200,15 @@ func (l *loader) assign(v *variable, from given) {
 		}
 		from.value = value
 	default:
-		at = from.at
+		v.source, at = from.at.subject, from.at
 	}
 	if v.defaults != nil {
 		from.value = v.defaults.Apply(from.value)
 	}
 	value, err := convert.Convert(from.value, v.typ)
 	if err != nil {
-		l.fail("FTP108", at, "Not a value for this variable", "Variable %q is %s, and %s gives something else: %s.",
-			v.name, typeexpr.TypeString(v.typ), strings.TrimSuffix(from.origin, ","), err)
+		l.fail("FTP108", at, "Not a value for this variable", "Variable %q takes %s, and its value (%s) is none: %s.",
+			v.name, typeexpr.TypeString(v.typ), from.origin, err)
 		return
 	}
 	if v.sensitive {
@@ -228,7 +230,7 @@ func (l *loader) fromText(v *variable, from given) (cty.Value, bool) {
 	}
 	if diags.HasErrors() {
 		l.fail("FTP108", place{subject: v.block.def}, "Not a value for this variable",
-			"Variable %q is %s, and what %s gives cannot be read as a literal of it: %s.", v.name, typeexpr.TypeString(v.typ), from.origin, diags[0].Summary)
+			"Variable %q takes %s, and its value (%s) is no literal of HCL: %s.", v.name, typeexpr.TypeString(v.typ), from.origin, diags[0].Summary)
 		return cty.DynamicVal, false
 	}
 	return value, true
@@ -261,6 +263,8 @@ func (l *loader) validate(v *variable) {
 			}
 		}
 		l.fail("FTP108", place{subject: attr.Expr.Range(), expr: attr.Expr}, "Not a value for this variable", "%s", detail)
+		v.ok = false // so that whoever uses it does not tell it once more
+		return
 	}
 }
 
@@ -272,7 +276,8 @@ func (l *loader) evaluateLocals(blocks []*hcl.Block) {
 		l.native(diags)
 		for _, attr := range attrs {
 			if other := l.locals[attr.Name]; other != nil {
-				l.fail("FTP109", place{subject: attr.NameRange}, "Declared twice", "There is another local.%s at %s.", attr.Name, place{subject: other.at})
+				at := place{subject: attr.NameRange}
+				l.fail("FTP109", at, "Declared twice", "There is another local.%s (%s).", attr.Name, place{subject: other.at}.seenFrom(at))
 				continue
 			}
 			v := &local{name: attr.Name, expr: attr.Expr, at: attr.NameRange, value: cty.DynamicVal}
@@ -408,5 +413,5 @@ func (l *loader) offer(typ, name, prefix string) string {
 	if len(names) == 0 {
 		return fmt.Sprintf("%q is not declared, nor is any other %s.", prefix+name, typ)
 	}
-	return fmt.Sprintf("%q is not declared.%s Declared: %s.", prefix+name, didYouMean(prefix+name, names), strings.Join(names, ", "))
+	return fmt.Sprintf("%q is not declared.%s Declared: %s.", prefix+name, didYouMean(prefix, name, l.declared[typ]), strings.Join(names, ", "))
 }
