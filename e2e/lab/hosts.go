@@ -1,11 +1,14 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -38,6 +41,9 @@ type Host struct {
 	services []*service
 }
 
+// hostNames is what every host's /etc/hosts says: name -> address.
+type hostNames map[string]string
+
 // hostSpec is what a host's PID 1 does before it only reaps.
 type hostSpec struct {
 	Name    string
@@ -48,7 +54,7 @@ type hostSpec struct {
 }
 
 // newHost makes a host's directory and network namespace; it is off.
-func newHost(ctx context.Context, labDir, name string, names map[string]netip.Addr, addresses ...string) (*Host, error) {
+func newHost(ctx context.Context, labDir, name string, names hostNames, addresses ...string) (*Host, error) {
 	h := &Host{Name: name, dir: filepath.Join(labDir, "hosts", name)}
 	for _, a := range addresses {
 		h.Addresses = append(h.Addresses, netip.MustParseAddr(a))
@@ -58,8 +64,8 @@ func newHost(ctx context.Context, labDir, name string, names map[string]netip.Ad
 	}
 	var table strings.Builder
 	fmt.Fprintln(&table, "127.0.0.1 localhost")
-	for n, a := range names {
-		fmt.Fprintln(&table, a, n)
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		fmt.Fprintln(&table, names[n], n)
 	}
 	for file, text := range map[string]string{"hosts": table.String(), "resolv.conf": ""} {
 		if err := os.WriteFile(filepath.Join(h.dir, file), []byte(text), 0o644); err != nil {
@@ -194,17 +200,11 @@ func (h *Host) start(cmd *exec.Cmd) error {
 
 // run runs a command in the host to its end.
 func (h *Host) run(ctx context.Context, argv ...string) error {
-	var said strings.Builder
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	err := h.start(cmd)
-	if err == nil {
-		err = cmd.Wait()
+	pid, _ := h.pid()
+	if pid == 0 {
+		return fmt.Errorf("run %s on %s: the host is off", argv[0], h.Name)
 	}
-	if err != nil {
-		return fmt.Errorf("%s on %s: %w: %s", strings.Join(argv, " "), h.Name, err, strings.TrimSpace(said.String()))
-	}
-	return nil
+	return runIn(ctx, fmt.Sprintf("/proc/%d", pid), h.group, h.Name, argv...)
 }
 
 // log opens the log file of one of the host's services for appending.
@@ -287,7 +287,7 @@ func onThread(f func() error) error {
 
 // startIn starts cmd in all namespaces of the process whose /proc directory is
 // proc, and in group unless that is nil. A name without a slash is looked for
-// there, in PATH.
+// there, in PATH; a working directory that is not there becomes "/".
 func startIn(proc string, group cgroup, cmd *exec.Cmd) error {
 	return onThread(func() error {
 		if err := group.joinThread(); err != nil {
@@ -313,8 +313,26 @@ func startIn(proc string, group cgroup, cmd *exec.Cmd) error {
 			}
 			cmd.Path, cmd.Err = path, nil
 		}
+		if _, err := os.Stat(cmd.Dir); cmd.Dir != "" && errors.Is(err, fs.ErrNotExist) {
+			cmd.Dir = "/"
+		}
 		return cmd.Start()
 	})
+}
+
+// runIn runs a command to its end where startIn starts it.
+func runIn(ctx context.Context, proc string, group cgroup, host string, argv ...string) error {
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err := startIn(proc, group, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("%s on %s: %w: %s", strings.Join(argv, " "), host, err, bytes.TrimSpace(said.Bytes()))
+	}
+	return nil
 }
 
 func setns(path string, kind int) error {
@@ -455,4 +473,16 @@ func (s *service) state() string {
 	default:
 		return "running"
 	}
+}
+
+// serviceStates lists the host's services as NAME=STATE.
+func (h *Host) serviceStates() []string {
+	h.mu.Lock()
+	services := slices.Clone(h.services)
+	h.mu.Unlock()
+	var states []string
+	for _, s := range services {
+		states = append(states, s.name+"="+s.state())
+	}
+	return states
 }

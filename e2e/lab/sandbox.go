@@ -1,13 +1,16 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -131,7 +134,8 @@ func reap(pid int) (syscall.WaitStatus, error) {
 	}
 }
 
-// mount is one call of mount(2). A target that is missing is made.
+// mount is one call of mount(2). A target that is missing is made: a file where
+// the source is one, else a directory.
 type mount struct {
 	Source, Target, Kind string
 	Flags                uintptr
@@ -140,7 +144,7 @@ type mount struct {
 
 func mountAll(mounts []mount) error {
 	for _, m := range mounts {
-		if err := os.MkdirAll(m.Target, 0o755); err != nil && !errors.Is(err, syscall.ENOTDIR) {
+		if err := m.makeTarget(); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 		if err := unix.Mount(m.Source, m.Target, m.Kind, m.Flags, m.Data); err != nil {
@@ -148,4 +152,14 @@ func mountAll(mounts []mount) error {
 		}
 	}
 	return nil
+}
+
+func (m mount) makeTarget() error {
+	if _, err := os.Stat(m.Target); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if info, err := os.Stat(m.Source); err == nil && info.Mode().IsRegular() {
+		return cmp.Or(os.MkdirAll(filepath.Dir(m.Target), 0o755), os.WriteFile(m.Target, nil, 0o644))
+	}
+	return os.MkdirAll(m.Target, 0o755)
 }

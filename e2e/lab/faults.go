@@ -1,0 +1,230 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// faults are what can be done to a lab, each with its opposite beside it. HOST
+// is a host or a VM, NIC the name of its network: management, workload, frontend.
+var faults = []struct {
+	name, args string
+	about      string
+	do         func(l *Lab, ctx context.Context, args []string) error
+}{
+	{"link-down", "HOST NIC", "pull the cable: the host sees no carrier", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "down") }},
+	{"link-up", "HOST NIC", "", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "up") }},
+	{"link-cut", "HOST NIC", "unplug the switch upstream: nothing passes, the carrier stays", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "nomaster") }},
+	{"link-join", "HOST NIC", "", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "master") }},
+	{"drop-port", "HOST PORT", "drop what is sent to one TCP port of the host", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-I") }},
+	{"undrop-port", "HOST PORT", "", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-D") }},
+	{"stop", "SERVICE HOST", "stop a service in order; it stays stopped", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "stop", a[0], a[1]) }},
+	{"start", "SERVICE HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "start", a[0], a[1]) }},
+	{"kill", "SERVICE HOST", "end a service with SIGKILL; what restarts it restarts it", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "kill", a[0], a[1]) }},
+	{"node-kill", "NODE", "cut the power of a Kubernetes node", func(l *Lab, ctx context.Context, a []string) error { return l.node(ctx, a[0], false) }},
+	{"node-start", "NODE", "", func(l *Lab, ctx context.Context, a []string) error { return l.node(ctx, a[0], true) }},
+	{"vm-off", "VM", "cut the power of a VM", func(l *Lab, ctx context.Context, a []string) error { return l.vcenter.PowerOff(ctx, a[0]) }},
+	{"vm-on", "VM", "", func(l *Lab, ctx context.Context, a []string) error { return l.vcenter.PowerOn(ctx, a[0]) }},
+	{"freeze", "HOST", "stop every process of the host with SIGSTOP", func(l *Lab, ctx context.Context, a []string) error { return l.signal(a[0], unix.SIGSTOP) }},
+	{"thaw", "HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.signal(a[0], unix.SIGCONT) }},
+}
+
+// FaultUsage lists the faults, one a line.
+func FaultUsage() string {
+	var usage strings.Builder
+	for _, f := range faults {
+		fmt.Fprintln(&usage, strings.TrimRight(fmt.Sprintf("  %-28s%s", f.name+" "+f.args, f.about), " "))
+	}
+	return usage.String()
+}
+
+// fault makes or mends one fault. It returns when the fault is real.
+func (l *Lab) fault(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("say which fault:\n" + FaultUsage())
+	}
+	for _, f := range faults {
+		if f.name != args[0] {
+			continue
+		}
+		if len(args)-1 != len(strings.Fields(f.args)) {
+			return fmt.Errorf("usage: ftplab fault %s %s", f.name, f.args)
+		}
+		return f.do(l, ctx, args[1:])
+	}
+	return fmt.Errorf("no fault %q; there are:\n%s", args[0], FaultUsage())
+}
+
+// network finds a network by the name that its NICs have.
+func network(name string) (Network, error) {
+	i := slices.IndexFunc(networks, func(n Network) bool { return n.Name == name })
+	if i < 0 {
+		return Network{}, fmt.Errorf("no network %q: management, workload or frontend", name)
+	}
+	return networks[i], nil
+}
+
+// setLink changes the switch's end of a NIC.
+func (l *Lab) setLink(ctx context.Context, host, nic, state string) error {
+	n, err := network(nic)
+	if err != nil {
+		return err
+	}
+	var peer string
+	if h := l.host(host); h != nil {
+		for _, c := range h.NICs {
+			if c.Name == nic {
+				peer = c.Peer
+			}
+		}
+	} else if m, on := l.vcenter.Machine(host); on {
+		for group, bridge := range portGroups {
+			if bridge == n.Bridge {
+				peer = m.Links[group]
+			}
+		}
+	} else {
+		return fmt.Errorf("no host %q is on", host)
+	}
+	if peer == "" {
+		return fmt.Errorf("%s has no NIC in %s", host, nic)
+	}
+	if state == "master" {
+		state += " " + n.Bridge
+	}
+	return ip(ctx, "", "link set "+peer+" "+state+"\n")
+}
+
+// dropPort inserts (-I) or deletes (-D) a rule that drops packets to a TCP port
+// before any address translation, so that a NodePort is meant by its number.
+func (l *Lab) dropPort(ctx context.Context, host, port, command string) error {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q is no port", port)
+	}
+	netns := host
+	if l.host(host) == nil {
+		m, on := l.vcenter.Machine(host)
+		if !on {
+			return fmt.Errorf("no host %q is on", host)
+		}
+		netns = m.NetNS
+	}
+	return run(ctx, "ip", "netns", "exec", netns, "iptables", "-w", "-t", "raw", command, "PREROUTING", "-p", "tcp", "--dport", port, "-j", "DROP")
+}
+
+// service stops, starts or kills a service of a host, or a systemd unit of a VM.
+func (l *Lab) service(ctx context.Context, verb, name, host string) error {
+	h := l.host(host)
+	if h == nil {
+		unit := []string{"systemctl", verb, name}
+		if verb == "kill" {
+			unit = []string{"systemctl", "kill", "--signal=KILL", name}
+		}
+		return l.runOnVM(ctx, host, unit...)
+	}
+	s, err := h.service(name)
+	if err != nil {
+		return err
+	}
+	switch verb {
+	case "stop":
+		return s.stop(ctx)
+	case "start":
+		return s.start()
+	default:
+		return s.kill()
+	}
+}
+
+// runOnVM runs a command on a VM to its end.
+func (l *Lab) runOnVM(ctx context.Context, name string, argv ...string) error {
+	m, on := l.vcenter.Machine(name)
+	if !on || m.Init == 0 {
+		return fmt.Errorf("no host %q is on", name)
+	}
+	return runIn(ctx, fmt.Sprintf("/proc/%d", m.Init), nil, name, argv...)
+}
+
+// node cuts a node's power, or gives it back and waits until it is ready.
+func (l *Lab) node(ctx context.Context, name string, on bool) error {
+	i := slices.IndexFunc(l.kube.nodes, func(h *Host) bool { return h.Name == name })
+	if i < 0 {
+		return fmt.Errorf("no node %q", name)
+	}
+	n := l.kube.nodes[i]
+	if !on {
+		return n.cut(ctx)
+	}
+	if pid, _ := n.pid(); pid != 0 {
+		return nil
+	}
+	if err := l.kube.bootNode(ctx, i, n); err != nil {
+		return err
+	}
+	if err := l.kube.startKubelet(ctx, n); err != nil {
+		return err
+	}
+	return l.kube.waitNode(ctx, n)
+}
+
+// signal sends s to every process of a host or VM, those of its containers too.
+func (l *Lab) signal(host string, s syscall.Signal) error {
+	at, err := l.find(host)
+	if err != nil {
+		return err
+	}
+	top, err := os.Stat(fmt.Sprintf("/proc/%d/ns/pid", at.PID))
+	if err != nil {
+		return fmt.Errorf("find the processes of %s: %w", host, err)
+	}
+	signalled := map[int]bool{}
+	for { // until no process is new: one may fork before it is stopped
+		before := len(signalled)
+		entries, err := os.ReadDir("/proc")
+		if err != nil {
+			return fmt.Errorf("find the processes of %s: %w", host, err)
+		}
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil || signalled[pid] || !below(pid, top) {
+				continue
+			}
+			if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("signal process %d of %s: %w", pid, host, err)
+			}
+			signalled[pid] = true
+		}
+		if len(signalled) == before {
+			return nil
+		}
+	}
+}
+
+// below tells whether a process is in the pid namespace top or in one that was
+// made in it. A process that has ended is nowhere.
+func below(pid int, top os.FileInfo) bool {
+	ns, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid"))
+	for err == nil {
+		info, failed := ns.Stat()
+		if failed == nil && os.SameFile(info, top) {
+			ns.Close()
+			return true
+		}
+		var parent int
+		parent, err = unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_PARENT) // refused above the sandbox's own
+		ns.Close()
+		if err == nil {
+			ns = os.NewFile(uintptr(parent), "parent")
+		}
+	}
+	return false
+}

@@ -1,0 +1,129 @@
+#!/bin/busybox sh
+# Starts vsftpd with the environment contract of the fauria/vsftpd image: same
+# names, defaults, virtual user, paths and owner (uid 14, gid 50) of the files.
+#
+#   FTP_USER, FTP_PASS       the account; default admin and a random password, which is printed
+#   PASV_ENABLE, PASV_ADDRESS, PASV_ADDR_RESOLVE, PASV_MIN_PORT, PASV_MAX_PORT,
+#   PASV_PROMISCUOUS, PORT_PROMISCUOUS, FILE_OPEN_MODE, LOCAL_UMASK,
+#   XFERLOG_STD_FORMAT       as vsftpd.conf(5) has them
+#   LOG_STDOUT               anything: transfers are logged to the container's log
+#   REVERSE_LOOKUP_ENABLE    taken and not used: Debian's vsftpd never looks names up
+#
+# and beyond that contract, all optional:
+#
+#   LISTEN_PORT, MAX_CLIENTS, MAX_PER_IP, IDLE_SESSION_TIMEOUT, DATA_CONNECTION_TIMEOUT (seconds), BANNER
+#
+# Unlike the original it refuses values that would change the meaning of other
+# settings, ends at once on SIGTERM, and changes the owner of the account's home
+# directory only, not of every file in it at every start.
+set -eu
+
+: "${FTP_USER:=**String**}" "${FTP_PASS:=**Random**}" "${LOG_STDOUT:=**Boolean**}"
+: "${PASV_ENABLE:=YES}" "${PASV_ADDRESS:=**IPv4**}" "${PASV_ADDR_RESOLVE:=NO}"
+: "${PASV_MIN_PORT:=21100}" "${PASV_MAX_PORT:=21110}" "${PASV_PROMISCUOUS:=NO}" "${PORT_PROMISCUOUS:=NO}"
+: "${FILE_OPEN_MODE:=0666}" "${LOCAL_UMASK:=077}" "${XFERLOG_STD_FORMAT:=NO}"
+: "${LISTEN_PORT:=21}" "${MAX_CLIENTS:=0}" "${MAX_PER_IP:=0}" "${BANNER:=}"
+: "${IDLE_SESSION_TIMEOUT:=300}" "${DATA_CONNECTION_TIMEOUT:=300}"
+
+refuse() {
+	echo "run-vsftpd: $1: $2" >&2
+	exit 78
+}
+
+case $FTP_USER in '**String**') FTP_USER=admin ;; esac
+case $FTP_USER in
+.* | -* | *[!A-Za-z0-9._@-]*) refuse FTP_USER "must be letters, digits and . _ - @, and start with a letter or a digit" ;;
+esac
+case $FTP_PASS in
+'**Random**')
+	FTP_PASS=$(busybox tr -dc A-Za-z0-9 </dev/urandom | busybox head -c 16)
+	echo "run-vsftpd: password of $FTP_USER: $FTP_PASS"
+	;;
+*'
+'*) refuse FTP_PASS "must be one line" ;;
+esac
+case $PASV_ADDRESS in
+'**IPv4**') PASV_ADDRESS=$(busybox ip route | busybox awk '/default/ { print $3; exit }') ;; # the original's own choice
+esac
+for name in PASV_ENABLE PASV_ADDR_RESOLVE PASV_PROMISCUOUS PORT_PROMISCUOUS XFERLOG_STD_FORMAT; do
+	eval "value=\$$name"
+	case $value in YES | NO | Yes | No | yes | no) ;; *) refuse $name "must be YES or NO" ;; esac
+done
+for name in PASV_MIN_PORT PASV_MAX_PORT FILE_OPEN_MODE LOCAL_UMASK LISTEN_PORT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT DATA_CONNECTION_TIMEOUT; do
+	eval "value=\$$name"
+	case $value in '' | *[!0-9]*) refuse $name "must be a number" ;; esac
+done
+case $PASV_ADDRESS in *[!A-Za-z0-9.-]*) refuse PASV_ADDRESS "must be an address or a name" ;; esac
+case $BANNER in *'
+'*) refuse BANNER "must be one line" ;; esac
+
+umask 077
+busybox mkdir -p /etc/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp "/home/vsftpd/$FTP_USER"
+busybox chmod 755 /var/run/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp /home/vsftpd "/home/vsftpd/$FTP_USER"
+busybox chown 14:50 "/home/vsftpd/$FTP_USER"
+
+# db_load reads a backslash as the start of an escape.
+escaped=$(printf '%s' "$FTP_PASS" | busybox sed 's/\\/\\\\/g')
+busybox rm -f /etc/vsftpd/virtual_users.db
+printf '%s\n%s\n' "$FTP_USER" "$escaped" | /usr/bin/db5.3_load -T -t hash /etc/vsftpd/virtual_users.db
+
+{
+	cat <<END
+background=NO
+listen=YES
+listen_port=$LISTEN_PORT
+anonymous_enable=NO
+local_enable=YES
+guest_enable=YES
+guest_username=ftp
+virtual_use_local_privs=YES
+write_enable=YES
+pam_service_name=vsftpd_virtual
+user_sub_token=\$USER
+local_root=/home/vsftpd/\$USER
+chroot_local_user=YES
+allow_writeable_chroot=YES
+hide_ids=YES
+secure_chroot_dir=/var/run/vsftpd/empty
+port_enable=YES
+connect_from_port_20=YES
+ftp_data_port=20
+pasv_enable=$PASV_ENABLE
+pasv_address=$PASV_ADDRESS
+pasv_addr_resolve=$PASV_ADDR_RESOLVE
+pasv_min_port=$PASV_MIN_PORT
+pasv_max_port=$PASV_MAX_PORT
+pasv_promiscuous=$PASV_PROMISCUOUS
+port_promiscuous=$PORT_PROMISCUOUS
+file_open_mode=$FILE_OPEN_MODE
+local_umask=$LOCAL_UMASK
+xferlog_enable=YES
+xferlog_file=/var/log/vsftpd/xferlog
+xferlog_std_format=$XFERLOG_STD_FORMAT
+vsftpd_log_file=/var/log/vsftpd/vsftpd.log
+max_clients=$MAX_CLIENTS
+max_per_ip=$MAX_PER_IP
+idle_session_timeout=$IDLE_SESSION_TIMEOUT
+data_connection_timeout=$DATA_CONNECTION_TIMEOUT
+END
+	[ -z "$BANNER" ] || echo "ftpd_banner=$BANNER"
+	# A pod may neither make namespaces nor load seccomp filters; it is the sandbox itself.
+	echo isolate=NO
+	echo isolate_network=NO
+	echo seccomp_sandbox=NO
+} >/etc/vsftpd/vsftpd.conf
+
+case $LOG_STDOUT in
+'**Boolean**') ;;
+*) # a session's own standard output is its client's socket
+	busybox ln -sf /proc/1/fd/1 /var/log/vsftpd/vsftpd.log
+	busybox ln -sf /proc/1/fd/1 /var/log/vsftpd/xferlog
+	;;
+esac
+
+echo "run-vsftpd: user $FTP_USER, control port $LISTEN_PORT, passive $PASV_ADDRESS:$PASV_MIN_PORT-$PASV_MAX_PORT"
+trap 'exit 0' TERM INT
+# vsftpd must not be PID 1: it dies of SIGSEGV when it reaps a process that it
+# did not start. It reports a bad configuration on descriptor 0.
+/usr/sbin/vsftpd /etc/vsftpd/vsftpd.conf <&1 &
+wait $!
