@@ -14,7 +14,7 @@ import (
 
 func TestProbe(t *testing.T) {
 	s := newServer(t, 3)
-	s.echo = true
+	s.breakIt(func(f *faults) { f.echo = true })
 	p := s.probe()
 	p.ExpectAddress = netip.MustParseAddr("127.0.0.1")
 	p.EveryPort = true
@@ -55,71 +55,71 @@ func TestProbe(t *testing.T) {
 func TestProbeNamesTheBrokenHop(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		fault func(*server, *Probe)
+		fault func(*server, *faults, *Probe)
 		want  string // with PORT for the first data port
 		left  bool   // the file cannot be removed
 	}{
-		{"nobody listens", func(s *server, p *Probe) {
+		{"nobody listens", func(s *server, f *faults, p *Probe) {
 			s.control.Close()
 		}, `pasv connect: connect to ADDRESS: dial tcp ADDRESS: connect: connection refused`, false},
-		{"no greeting", func(s *server, p *Probe) {
-			s.greeting, p.Timeout = "-", 50*time.Millisecond
+		{"no greeting", func(s *server, f *faults, p *Probe) {
+			f.greeting, p.Timeout = "-", 50*time.Millisecond
 		}, `pasv greeting: greeting of ADDRESS: nothing came within 50ms`, false},
-		{"full", func(s *server, p *Probe) {
-			s.greeting = "421 There are too many connected users, please try later."
+		{"full", func(s *server, f *faults, p *Probe) {
+			f.greeting = "421 There are too many connected users, please try later."
 		}, `pasv greeting: greeting of ADDRESS: 421 There are too many connected users, please try later.`, false},
-		{"wrong password", func(s *server, p *Probe) {
-			s.login = "530 Login incorrect."
+		{"wrong password", func(s *server, f *faults, p *Probe) {
+			f.login = "530 Login incorrect."
 		}, `pasv login: user "partner": PASS: 530 Login incorrect.`, false},
-		{"echoed password", func(s *server, p *Probe) {
-			s.login = "530 No " + password
+		{"echoed password", func(s *server, f *faults, p *Probe) {
+			f.login = "530 No " + password
 		}, `pasv login: user "partner": PASS: 530 No (sensitive)`, false},
-		{"wrong address", func(s *server, p *Probe) {
-			s.announce = "10,42,0,9"
+		{"wrong address", func(s *server, f *faults, p *Probe) {
+			f.announce = "10,42,0,9"
 		}, `pasv list: the server announces 10.42.0.9, clients need 127.0.0.1 (last reply: 227 Entering Passive Mode (10,42,0,9,HI,LO).)`, false},
-		{"no address", func(s *server, p *Probe) {
-			s.passive = "227 Entering Passive Mode 127,0,0,1,4,1"
+		{"no address", func(s *server, f *faults, p *Probe) {
+			f.passive = "227 Entering Passive Mode 127,0,0,1,4,1"
 		}, `pasv list: reply 227 "Entering Passive Mode 127,0,0,1,4,1" has no address of the form (h1,h2,h3,h4,p1,p2)`, false},
-		{"passive mode off", func(s *server, p *Probe) {
-			s.passive = "550 Permission denied."
+		{"passive mode off", func(s *server, f *faults, p *Probe) {
+			f.passive = "550 Permission denied."
 		}, `pasv list: PASV: 550 Permission denied.`, false},
-		{"port out of range", func(s *server, p *Probe) {
-			s.passive = "227 Entering Passive Mode (127,0,0,1,4,1)."
+		{"port out of range", func(s *server, f *faults, p *Probe) {
+			f.passive = "227 Entering Passive Mode (127,0,0,1,4,1)."
 		}, `pasv list: the server announces port 1025, outside FIRST-LAST (last reply: 227 Entering Passive Mode (127,0,0,1,4,1).)`, false},
-		{"epsv port out of range", func(s *server, p *Probe) {
-			s.passive, p.Modes = "229 Entering Extended Passive Mode (|||1025|)", []string{EPSV}
+		{"epsv port out of range", func(s *server, f *faults, p *Probe) {
+			f.passive, p.Modes = "229 Entering Extended Passive Mode (|||1025|)", []string{EPSV}
 		}, `epsv list: the server announces port 1025, outside FIRST-LAST (last reply: 229 Entering Extended Passive Mode (|||1025|))`, false},
-		{"data refused", func(s *server, p *Probe) {
+		{"data refused", func(s *server, f *faults, p *Probe) {
 			s.ports[0].Close()
 		}, `pasv list: data connection to 127.0.0.1:FIRST: dial tcp 127.0.0.1:FIRST: connect: connection refused (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
-		{"425", func(s *server, p *Probe) {
-			s.refuseData = "425 Security: Bad IP connecting."
+		{"425", func(s *server, f *faults, p *Probe) {
+			f.refuseData = "425 Security: Bad IP connecting."
 		}, `pasv list: data port FIRST: LIST: 425 Security: Bad IP connecting.`, false},
-		{"nobody behind the proxy", func(s *server, p *Probe) {
-			s.dropData, p.Timeout = true, 50*time.Millisecond
+		{"nobody behind the proxy", func(s *server, f *faults, p *Probe) {
+			f.dropData, p.Timeout = true, 50*time.Millisecond
 		}, `pasv list: data port FIRST: LIST: nothing came within 50ms (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
-		{"cut upload", func(s *server, p *Probe) {
-			s.cutStore, p.Upload = true, 50_000_000
+		{"cut upload", func(s *server, f *faults, p *Probe) {
+			f.cutStore, p.Upload = true, 50_000_000
 		}, `pasv upload: data port SECOND: data connection to 127.0.0.1:SECOND after `, false},
-		{"cut download", func(s *server, p *Probe) {
-			s.cutRetrieve = 1000
+		{"cut download", func(s *server, f *faults, p *Probe) {
+			f.cutRetrieve = 1000
 		}, `pasv download: data port FIRST: data connection to 127.0.0.1:FIRST after `, false},
-		{"short download", func(s *server, p *Probe) {
-			s.shorten = true
+		{"short download", func(s *server, f *faults, p *Probe) {
+			f.shorten = true
 		}, ` has 299999 bytes, uploaded were 300000 (last reply: 226 Transfer complete.)`, false},
-		{"corrupted byte", func(s *server, p *Probe) {
-			s.corrupt = true
+		{"corrupted byte", func(s *server, f *faults, p *Probe) {
+			f.corrupt = true
 		}, ` came back changed: sha256 `, false},
-		{"deletion refused", func(s *server, p *Probe) {
-			s.del = "450 Busy."
+		{"deletion refused", func(s *server, f *faults, p *Probe) {
+			f.del = "450 Busy."
 		}, `pasv delete: DELE: 450 Busy.`, true},
-		{"deletion without effect", func(s *server, p *Probe) {
-			s.keep = true
+		{"deletion without effect", func(s *server, f *faults, p *Probe) {
+			f.keep = true
 		}, ` is still there after its deletion, with 300000 bytes (last reply: 213 300000)`, true},
-		{"a port is never chosen", func(s *server, p *Probe) {
-			s.fewPorts, p.EveryPort = true, true
+		{"a port is never chosen", func(s *server, f *faults, p *Probe) {
+			f.fewPorts, p.EveryPort = true, true
 		}, `pasv every port: the server did not choose port LAST in 21 draws (last reply: 226 Transfer complete.)`, false},
-		{"unknown mode", func(s *server, p *Probe) {
+		{"unknown mode", func(s *server, f *faults, p *Probe) {
 			p.Modes = []string{"port"}
 		}, `port list: no mode "port": there are pasv and epsv`, false},
 	} {
@@ -128,7 +128,7 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 			s := newServer(t, 2)
 			p := s.probe()
 			p.ExpectAddress = netip.MustParseAddr("127.0.0.1")
-			c.fault(s, &p)
+			s.breakIt(func(f *faults) { c.fault(s, f, &p) })
 			report, err := p.Run(t.Context())
 			if err == nil {
 				t.Fatal("the probe succeeds")
@@ -168,7 +168,7 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 func TestProbeCleansUpAfterCancel(t *testing.T) {
 	s := newServer(t, 2)
 	stalled := make(chan struct{})
-	s.stallStore = stalled
+	s.breakIt(func(f *faults) { f.stallStore = stalled })
 	p := s.probe()
 	p.Upload = 50_000_000
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -216,7 +216,8 @@ func TestProbeThroughADialer(t *testing.T) {
 	if _, err := p.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
-	s.greeting, p.Timeout = "-", 50*time.Millisecond
+	s.breakIt(func(f *faults) { f.greeting = "-" })
+	p.Timeout = 50 * time.Millisecond
 	if _, err := p.Run(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v without a greeting", err)
 	}
@@ -237,7 +238,7 @@ func TestReadOnlyProbe(t *testing.T) {
 
 func TestBeyondThirtyTwoPortsIsASample(t *testing.T) {
 	s := newServer(t, 34)
-	s.fewPorts = true
+	s.breakIt(func(f *faults) { f.fewPorts = true })
 	p := s.probe()
 	p.Modes, p.EveryPort, p.Upload = []string{PASV}, true, 10
 	report, err := p.Run(t.Context())

@@ -19,7 +19,14 @@ type server struct {
 	control net.Listener
 	ports   []net.Listener // the passive ports
 
-	// Faults.
+	mu    sync.Mutex
+	fault faults
+	files map[string][]byte
+	drawn int
+}
+
+// faults are what the server does wrong.
+type faults struct {
 	greeting    string        // instead of 220; "-" = none ever
 	login       string        // reply to PASS
 	passive     string        // reply to PASV and EPSV
@@ -35,10 +42,19 @@ type server struct {
 	keep        bool          // DELE says 250 and deletes nothing
 	fewPorts    bool          // never choose the last port
 	echo        bool          // repeat the password in replies
+}
 
-	mu    sync.Mutex
-	files map[string][]byte
-	drawn int
+// breakIt changes what the server does wrong from its next command on.
+func (s *server) breakIt(change func(*faults)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.fault)
+}
+
+func (s *server) faults() faults {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fault
 }
 
 const password = "s3cret-word"
@@ -115,14 +131,15 @@ func (s *server) left() []string {
 func (s *server) session(conn net.Conn) {
 	defer conn.Close()
 	reply := func(line string) { fmt.Fprintf(conn, "%s\r\n", line) }
-	switch s.greeting {
+	f := s.faults()
+	switch f.greeting {
 	case "":
 		reply("220-Welcome\r\n220 to the test")
 	case "-":
 		io.Copy(io.Discard, conn)
 		return
 	default:
-		reply(s.greeting)
+		reply(f.greeting)
 	}
 	var data net.Listener
 	accept := func() net.Conn {
@@ -134,15 +151,16 @@ func (s *server) session(conn net.Conn) {
 	}
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
+		f = s.faults()
 		verb, arg, _ := strings.Cut(lines.Text(), " ")
 		switch verb {
 		case "USER":
 			reply("331 Please specify the password.")
 		case "PASS":
 			switch {
-			case s.login != "":
-				reply(s.login)
-			case s.echo:
+			case f.login != "":
+				reply(f.login)
+			case f.echo:
 				reply("230 Welcome, " + arg)
 			default:
 				reply("230 Login successful.")
@@ -150,21 +168,21 @@ func (s *server) session(conn net.Conn) {
 		case "TYPE":
 			reply("200 Switching to Binary mode.")
 		case "PASV", "EPSV":
-			if s.passive != "" {
-				reply(s.passive)
+			if f.passive != "" {
+				reply(f.passive)
 				continue
 			}
 			s.mu.Lock()
 			n := len(s.ports)
-			if s.fewPorts {
+			if f.fewPorts {
 				n--
 			}
 			data = s.ports[s.drawn%n]
 			s.drawn++
 			s.mu.Unlock()
 			host := "127,0,0,1"
-			if s.announce != "" {
-				host = s.announce
+			if f.announce != "" {
+				host = f.announce
 			}
 			if p := port(data); verb == "PASV" {
 				reply(fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d).", host, p>>8, p&255))
@@ -172,13 +190,13 @@ func (s *server) session(conn net.Conn) {
 				reply(fmt.Sprintf("229 Entering Extended Passive Mode (|||%d|)", p))
 			}
 		case "LIST", "STOR", "RETR":
-			if s.dropData {
+			if f.dropData {
 				accept().Close()
 				continue
 			}
-			if s.refuseData != "" {
+			if f.refuseData != "" {
 				defer accept().Close()
-				reply(s.refuseData)
+				reply(f.refuseData)
 				continue
 			}
 			reply("150 Here it comes.")
@@ -192,13 +210,13 @@ func (s *server) session(conn net.Conn) {
 		case "DELE":
 			s.mu.Lock()
 			_, there := s.files[arg]
-			if !s.keep && s.del == "" {
+			if !f.keep && f.del == "" {
 				delete(s.files, arg)
 			}
 			s.mu.Unlock()
 			switch {
-			case s.del != "":
-				reply(s.del)
+			case f.del != "":
+				reply(f.del)
 			case !there:
 				reply("550 Delete operation failed.")
 			default:
@@ -226,7 +244,7 @@ func (s *server) session(conn net.Conn) {
 // move moves data as the command says; false means that the session dies here.
 func (s *server) move(c net.Conn, verb, name string) bool {
 	s.mu.Lock()
-	content := s.files[name]
+	content, f := s.files[name], s.fault
 	s.mu.Unlock()
 	switch verb {
 	case "LIST":
@@ -239,14 +257,14 @@ func (s *server) move(c net.Conn, verb, name string) bool {
 		s.mu.Lock()
 		s.files[name] = nil
 		s.mu.Unlock()
-		if s.stallStore != nil {
-			close(s.stallStore)
-			s.stallStore = nil
+		if f.stallStore != nil {
+			s.breakIt(func(f *faults) { f.stallStore = nil })
+			close(f.stallStore)
 			io.Copy(io.Discard, c)
 			return false
 		}
-		if s.cutStore {
-			s.cutStore = false
+		if f.cutStore {
+			s.breakIt(func(f *faults) { f.cutStore = false })
 			io.CopyN(io.Discard, c, 10)
 			c.(*net.TCPConn).SetLinger(0)
 			return false
@@ -260,13 +278,13 @@ func (s *server) move(c net.Conn, verb, name string) bool {
 		s.mu.Unlock()
 	case "RETR":
 		switch {
-		case s.cutRetrieve > 0:
-			c.Write(content[:s.cutRetrieve])
+		case f.cutRetrieve > 0:
+			c.Write(content[:f.cutRetrieve])
 			c.(*net.TCPConn).SetLinger(0)
 			return false
-		case s.shorten:
+		case f.shorten:
 			content = content[:len(content)-1]
-		case s.corrupt:
+		case f.corrupt:
 			content = append([]byte{content[0] ^ 1}, content[1:]...)
 		}
 		c.Write(content)
