@@ -1,0 +1,90 @@
+package remote
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+)
+
+// ErrCheck says that a file was not put in place because its check failed.
+var ErrCheck = errors.New("check failed")
+
+// File is a file to put on a machine.
+type File struct {
+	Path    string
+	Mode    string // octal: "0644"
+	Owner   string // user:group; "" = root:root
+	Content []byte
+	Check   string // sh command that must succeed first; {} stands for the new file; "" = none
+	Keep    string // where the file that stood there before is kept, unless something is kept there already; "" = nowhere
+}
+
+const checkFailed = 65 // EX_DATAERR of sysexits.h: the exit status that stands for ErrCheck
+
+// putScript writes $p with the content of stdin: beside it, complete (its digest
+// is compared), checked, flushed to the disk, and only then under its own name.
+const putScript = `umask 077
+d=${p%/*}
+die() { echo "$1" >&2; exit "${2:-1}"; }
+mkdir -p -m 0755 "$d" || die "make the directory $d"
+rm -f "$d/.${p##*/}.ftpdeploy."*
+t=$(mktemp "$d/.${p##*/}.ftpdeploy.XXXXXXXX") || die "make a file in $d"
+trap 'rm -f "$t"' EXIT
+trap 'exit 1' HUP INT TERM
+cat >"$t" && s=$(sha256sum <"$t") || die "write $t"
+[ "${s%% *}" = "$sum" ] || die "write $t: it did not arrive whole"
+chown "$owner" "$t" && chmod "$mode" "$t" || die "set owner and mode of $t"
+check "$t" >&2 </dev/null || exit 65
+if [ "$keep" ] && [ -f "$p" ] && [ ! -e "$keep" ]; then
+	mkdir -p -m 0700 "${keep%/*}" && cp -p "$p" "$keep.new" && sync "$keep.new" && mv "$keep.new" "$keep" || die "keep the present $p"
+fi
+sync "$t" && mv -f "$t" "$p" && sync "$d" || die "put $p in place"
+if command -v restorecon >/dev/null; then restorecon "$p" || die "set the SELinux label of $p"; fi
+`
+
+// Put writes a file. The new content is written beside the target, checked,
+// flushed and renamed, so that the target is at any time the whole old or the
+// whole new file. A failed check is ErrCheck with the check's output, and leaves
+// the target as it was. The content travels on stdin and is never an argument.
+func (h *Host) Put(ctx context.Context, f File) error {
+	if !path.IsAbs(f.Path) {
+		return fmt.Errorf("write %s on %s: not an absolute path", f.Path, h.name)
+	}
+	owner := f.Owner
+	if owner == "" {
+		owner = "root:root"
+	}
+	check := f.Check
+	if check == "" {
+		check = ":"
+	}
+	sum := sha256.Sum256(f.Content)
+	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s\ncheck() { %s; }\n",
+		quote(f.Path), quote(owner), quote(f.Mode), quote(f.Keep), hex.EncodeToString(sum[:]),
+		strings.ReplaceAll(check, "{}", `"$1"`))
+	_, err := h.Run(ctx, head+putScript, f.Content)
+	var exit *ExitError
+	if errors.As(err, &exit) && exit.Status == checkFailed {
+		return fmt.Errorf("write %s on %s: %w, the file is as it was: %s", f.Path, h.name, ErrCheck, exit.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.Path, err)
+	}
+	return nil
+}
+
+// Remove removes files; those that are not there are none of its errors.
+func (h *Host) Remove(ctx context.Context, paths ...string) error {
+	words := make([]string, len(paths))
+	for i, p := range paths {
+		words[i] = quote(p)
+	}
+	if _, err := h.Run(ctx, "rm -f -- "+strings.Join(words, " "), nil); err != nil {
+		return fmt.Errorf("remove %s: %w", strings.Join(paths, ", "), err)
+	}
+	return nil
+}
