@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 // server is an FTP server that keeps files in memory, knows the commands that the
@@ -63,7 +65,7 @@ func newServer(t *testing.T, passivePorts int) *server {
 	t.Helper()
 	s := &server{t: t, files: map[string][]byte{}}
 	s.control = listen(t, 0)
-	first := consecutive(t, passivePorts)
+	first := ftptest.FreePorts(t, passivePorts)
 	for i := range passivePorts {
 		s.ports = append(s.ports, listen(t, first+i))
 	}
@@ -88,30 +90,6 @@ func listen(t *testing.T, port int) net.Listener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
-}
-
-// consecutive returns the first of n ports that nothing uses.
-func consecutive(t *testing.T, n int) int {
-	t.Helper()
-search:
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := port(l)
-		l.Close()
-		for p := first; p < first+n; p++ {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
-			if err != nil {
-				continue search
-			}
-			l.Close()
-		}
-		return first
-	}
-	t.Fatal("no free ports")
-	return 0
 }
 
 func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }

@@ -1,0 +1,145 @@
+// Package ftptest runs the real vsftpd for tests, without root.
+package ftptest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// User and Password enter the server.
+const (
+	User     = "anonymous"
+	Password = "probe@example.com"
+)
+
+// Server is a vsftpd that listens on all IPv4 addresses and checks the source of
+// data connections (pasv_promiscuous=NO). It ends with the test.
+type Server struct {
+	Port        int
+	PassivePort int    // the first; the others follow
+	Dir         string // what the client sees as /Upload
+}
+
+// Upload is the directory of the server that the client may write to.
+const Upload = "upload"
+
+// Start runs vsftpd with a number of passive ports and further settings, each a
+// line of vsftpd.conf, and returns when it listens.
+func Start(t testing.TB, passivePorts int, settings ...string) Server {
+	t.Helper()
+	root := t.TempDir()
+	first := FreePorts(t, passivePorts+1)
+	s := Server{Port: first, PassivePort: first + 1, Dir: filepath.Join(root, Upload)}
+	if err := os.Mkdir(s.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf(`listen=YES
+listen_port=%d
+background=NO
+run_as_launching_user=YES
+seccomp_sandbox=NO
+isolate=NO
+isolate_network=NO
+secure_chroot_dir=%[4]s
+anonymous_enable=YES
+local_enable=NO
+anon_root=%[4]s
+write_enable=YES
+anon_upload_enable=YES
+anon_other_write_enable=YES
+anon_world_readable_only=NO
+pasv_min_port=%[2]d
+pasv_max_port=%[3]d
+pasv_promiscuous=NO
+%[5]s
+`, s.Port, s.PassivePort, s.PassivePort+passivePorts-1, root, strings.Join(settings, "\n"))
+	path := filepath.Join(t.TempDir(), "vsftpd.conf")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.run(t, path)
+	return s
+}
+
+func (s Server) run(t testing.TB, config string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "/usr/sbin/vsftpd", config)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait() // its output says more than its status
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
+		if err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ended:
+			t.Fatalf("vsftpd ended: %s", out.String())
+		case <-deadline:
+			t.Fatal("waited 10 s for vsftpd to listen")
+		}
+	}
+}
+
+// Left returns the names of the files in Upload.
+func (s Server) Left(t testing.TB) []string {
+	t.Helper()
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// FreePorts returns the first of n ports in a row that nothing uses.
+func FreePorts(t testing.TB, n int) int {
+	t.Helper()
+search:
+	for range 100 {
+		l, err := net.Listen("tcp4", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		for p := first; p < first+n; p++ {
+			l, err := net.Listen("tcp4", fmt.Sprintf(":%d", p))
+			if err != nil {
+				continue search
+			}
+			l.Close()
+		}
+		return first
+	}
+	t.Fatal("no free ports in a row")
+	return 0
+}
