@@ -3,6 +3,7 @@ package kube
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -191,6 +192,52 @@ func descend(v any, step string) any {
 		}
 	}
 	return nil
+}
+
+// project is the part of v that tree names, or nil.
+func project(tree map[string]any, v any) any {
+	if len(tree) == 0 {
+		return v
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		part := map[string]any{}
+		for step, below := range tree {
+			name, ok := strings.CutPrefix(step, "f:")
+			value, there := v[name]
+			if below, isTree := below.(map[string]any); ok && there && isTree {
+				part[name] = project(below, value)
+			}
+		}
+		return part
+	case []any:
+		var part []any
+		for _, item := range v {
+			for step, below := range tree {
+				below, isTree := below.(map[string]any)
+				if isTree && step != "." && reflect.DeepEqual(descend([]any{item}, step), item) {
+					part = append(part, project(below, item))
+				}
+			}
+		}
+		return part
+	}
+	return v
+}
+
+// merged is a with what b holds put in; maps are merged, everything else is
+// replaced. Neither is changed.
+func merged(a, b map[string]any) map[string]any {
+	m := map[string]any{}
+	maps.Copy(m, a)
+	for k, v := range b {
+		mine, ok := m[k].(map[string]any)
+		if theirs, both := v.(map[string]any); ok && both {
+			v = merged(mine, theirs)
+		}
+		m[k] = v
+	}
+	return m
 }
 
 // matches tells whether m has all keys. Numbers differ in their Go type, so the

@@ -32,6 +32,7 @@ func TestAPI(t *testing.T) {
 	}
 	for name, test := range map[string]func(*testing.T, *Client, *kubetest.Server){
 		"apply":      testApply,
+		"before":     testBefore,
 		"secret":     testSecret,
 		"strategy":   testStrategy,
 		"conflict":   testConflict,
@@ -77,7 +78,11 @@ func apply(t *testing.T, c *Client, o Object) *Live {
 
 func preview(t *testing.T, c *Client, o Object) *Preview {
 	t.Helper()
-	p, err := c.Preview(t.Context(), o)
+	live, err := c.Find(t.Context(), o.Ref())
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		t.Fatal(err)
+	}
+	p, err := c.Preview(t.Context(), live, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,6 +191,28 @@ func testApply(t *testing.T, c *Client, _ *kubetest.Server) {
 	wantDeltas(t, preview(t, c, fewer))
 }
 
+// What an apply changes or takes away can be put back.
+func testBefore(t *testing.T, c *Client, _ *kubetest.Server) {
+	ns := namespace(t, c)
+	was := service(ns, "a", map[int]int{21: 30061, 22: 30062})
+	if p := preview(t, c, was); p.Before() != nil || p.Fingerprint() != "" {
+		t.Errorf("of nothing: %v, %q", p.Before(), p.Fingerprint())
+	}
+	apply(t, c, was)
+	edit(t, c, was.Ref(), `{"spec":{"ports":[{"port":21,"nodePort":30063}]}}`)
+	wanted := service(ns, "a", map[int]int{21: 30064})
+	p := preview(t, c, wanted)
+	if again := preview(t, c, wanted); p.Fingerprint() != again.Fingerprint() || p.Fingerprint() == "" {
+		t.Errorf("fingerprints %q and %q", p.Fingerprint(), again.Fingerprint())
+	}
+	apply(t, c, wanted)
+	if after := preview(t, c, was); after.Fingerprint() == p.Fingerprint() {
+		t.Error("the fingerprint does not see the change")
+	}
+	apply(t, c, p.Before())
+	wantDeltas(t, preview(t, c, service(ns, "a", map[int]int{21: 30063, 22: 30062})))
+}
+
 func testSecret(t *testing.T, c *Client, _ *kubetest.Server) {
 	ns := namespace(t, c)
 	o := Object{
@@ -252,10 +279,10 @@ func testStrict(t *testing.T, c *Client, _ *kubetest.Server) {
 	ns := namespace(t, c)
 	o := service(ns, "a", map[int]int{21: 30031})
 	o["spec"].(map[string]any)["selectr"] = map[string]any{}
-	if _, err := c.Preview(t.Context(), o); err == nil || !strings.Contains(err.Error(), "selectr") {
+	if _, err := c.Preview(t.Context(), nil, o); err == nil || !strings.Contains(err.Error(), "selectr") {
 		t.Errorf("a misspelt field gives %v", err)
 	}
-	if _, err := c.Preview(t.Context(), service("nowhere", "a", map[int]int{21: 30031})); !errors.Is(err, ErrNotFound) {
+	if _, err := c.Preview(t.Context(), nil, service("nowhere", "a", map[int]int{21: 30031})); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a namespace that is not there gives %v", err)
 	}
 }

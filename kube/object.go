@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -162,34 +163,58 @@ type Preview struct {
 	Live     *Live    // as it is now; nil = not there
 	Deltas   []Delta  // the owned fields that would change; none = nothing to do
 	Warnings []string // what the server says beside, such as Pod Security
+
+	would *Live
 }
 
-// Preview asks the server what applying o, with force, would change. Nothing is
-// written. The namespace must be there.
-func (c *Client) Preview(ctx context.Context, o Object) (*Preview, error) {
-	r := o.Ref()
-	p := &Preview{}
-	live, err := c.Find(ctx, r)
-	if err == nil {
-		p.Live = live
-	} else if !errors.Is(err, ErrNotFound) {
-		return nil, err
-	}
+// Preview asks the server what applying o, with force, would change of live, which
+// is nil when o is not there. Nothing is written. The namespace must be there.
+func (c *Client) Preview(ctx context.Context, live *Live, o Object) (*Preview, error) {
+	what := "check " + o.Ref().String()
 	ctx, w := collect(ctx)
-	would, err := c.patch(ctx, "check "+r.String(), o, true, true)
-	rolling := p.Live != nil && wantsRecreate(err)
+	would, err := c.patch(ctx, what, o, true, true)
+	rolling := live != nil && wantsRecreate(err)
 	if rolling {
-		would, err = c.patch(ctx, "check "+r.String(), withoutStrategy(o), true, true)
+		would, err = c.patch(ctx, what, withoutStrategy(o), true, true)
 	}
 	if err != nil {
 		return nil, err
 	}
-	p.Warnings = w.texts
-	p.Deltas = compare(p.Live, would)
+	p := &Preview{Live: live, Deltas: compare(live, would), Warnings: w.texts, would: would}
 	if rolling {
-		p.Deltas = append(p.Deltas, p.Live.delta([]string{"f:spec", "f:strategy", "f:type"}, "RollingUpdate", "Recreate"))
+		p.Deltas = append(p.Deltas, live.delta([]string{"f:spec", "f:strategy", "f:type"}, "RollingUpdate", "Recreate"))
 	}
 	return p, nil
+}
+
+// Fingerprint stands for the live object as far as the apply would change it; ""
+// when there is none. It holds no secret: that of a Secret is its version.
+func (p *Preview) Fingerprint() string {
+	if p.Live == nil {
+		return ""
+	}
+	if p.Live.Kind == "Secret" {
+		return p.Live.UID + "@" + p.Live.ResourceVersion
+	}
+	h := sha256.New()
+	for _, d := range p.Deltas {
+		fmt.Fprintf(h, "%s=%s\n", d.Path, d.Before)
+	}
+	return fmt.Sprintf("%s@%x", p.Live.UID, h.Sum(nil)[:8])
+}
+
+// Before is the manifest that puts back what the apply would change or take away;
+// nil when there was nothing.
+func (p *Preview) Before() Object {
+	if p.Live == nil {
+		return nil
+	}
+	was, _ := project(merged(owned(p.Live), owned(p.would)), p.Live.content).(map[string]any)
+	name := map[string]any{"name": p.Live.Name}
+	if p.Live.Namespace != "" {
+		name["namespace"] = p.Live.Namespace
+	}
+	return merged(was, map[string]any{"apiVersion": p.Live.content["apiVersion"], "kind": p.Live.Kind, "metadata": name})
 }
 
 // wantsRecreate tells whether a Deployment was refused because it has the
@@ -235,7 +260,11 @@ func (c *Client) Apply(ctx context.Context, o Object, force bool) (*Live, error)
 	if !apierrors.IsConflict(err) || force {
 		return live, err
 	}
-	p, previewErr := c.Preview(ctx, o)
+	before, findErr := c.Find(ctx, o.Ref())
+	if findErr != nil {
+		return nil, err
+	}
+	p, previewErr := c.Preview(ctx, before, o)
 	if previewErr != nil {
 		return nil, err
 	}
