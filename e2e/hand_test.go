@@ -1,0 +1,377 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmware/govmomi"
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/session"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ktypes "k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// handEnv, when set, makes the test binary do one act by hand and end: what a
+// person would do with vCenter's or the cluster's own tools, or the prober that
+// runs on the client.
+const handEnv = "FTPDEPLOY_E2E_HAND"
+
+func hand(act string, args []string) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	acts := map[string]func(context.Context, []string) error{
+		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
+		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService,
+		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
+			_, err := vcenter(ctx)
+			return err
+		},
+		"probe": probe,
+	}
+	do, ok := acts[act]
+	if !ok {
+		return fail(fmt.Errorf("no act %q", act))
+	}
+	if err := do(ctx, args); err != nil {
+		return fail(fmt.Errorf("%s: %w", act, err))
+	}
+	return 0
+}
+
+func vcenter(ctx context.Context) (*govmomi.Client, error) {
+	u, err := soap.ParseURL(os.Getenv("GOVC_URL"))
+	if err != nil {
+		return nil, err
+	}
+	u.User = url.UserPassword(os.Getenv("GOVC_USERNAME"), os.Getenv("GOVC_PASSWORD"))
+	s := soap.NewClient(u, false)
+	if err := s.SetRootCAs(os.Getenv("GOVC_TLS_CA_CERTS")); err != nil {
+		return nil, err
+	}
+	v, err := vim25.NewClient(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	c := &govmomi.Client{Client: v, SessionManager: session.NewManager(v)}
+	return c, c.Login(ctx, u.User)
+}
+
+func finder(ctx context.Context) (*find.Finder, error) {
+	c, err := vcenter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := find.NewFinder(c.Client)
+	dc, err := f.Datacenter(ctx, "DC1")
+	if err != nil {
+		return nil, err
+	}
+	return f.SetDatacenter(dc), nil
+}
+
+func vm(ctx context.Context, name string) (*object.VirtualMachine, error) {
+	f, err := finder(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return f.VirtualMachine(ctx, "infra/ftp/"+name)
+}
+
+func wait(ctx context.Context, task *object.Task, err error) error {
+	if err != nil {
+		return err
+	}
+	return task.Wait(ctx)
+}
+
+func vmDestroy(ctx context.Context, args []string) error {
+	v, err := vm(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	task, err := v.PowerOff(ctx)
+	if err := wait(ctx, task, err); err != nil {
+		return err
+	}
+	task, err = v.Destroy(ctx)
+	return wait(ctx, task, err)
+}
+
+func vmMemory(ctx context.Context, args []string) error {
+	v, err := vm(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	mb, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	task, err := v.Reconfigure(ctx, types.VirtualMachineConfigSpec{MemoryMB: mb})
+	return wait(ctx, task, err)
+}
+
+// vmForeign clones the template under one of our names, without our marks.
+func vmForeign(ctx context.Context, args []string) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	template, err := f.VirtualMachine(ctx, "templates/debian-12-cloudinit")
+	if err != nil {
+		return err
+	}
+	folder, err := f.Folder(ctx, "infra/ftp")
+	if err != nil {
+		return err
+	}
+	pool, err := f.ResourcePool(ctx, "stretched-01/Resources/infra")
+	if err != nil {
+		return err
+	}
+	ref := pool.Reference()
+	task, err := template.Clone(ctx, folder, args[0], types.VirtualMachineCloneSpec{
+		Location: types.VirtualMachineRelocateSpec{Pool: &ref},
+	})
+	return wait(ctx, task, err)
+}
+
+// vms prints the VMs of the folder.
+func vms(ctx context.Context, _ []string) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := f.VirtualMachineList(ctx, "infra/ftp/*")
+	var none *find.NotFoundError
+	if errors.As(err, &none) {
+		return nil
+	}
+	for _, v := range list {
+		fmt.Println(v.Name())
+	}
+	return err
+}
+
+// rules prints the DRS rules and groups of the cluster.
+func rules(ctx context.Context, _ []string) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	cluster, err := f.ClusterComputeResource(ctx, "stretched-01")
+	if err != nil {
+		return err
+	}
+	var c mo.ClusterComputeResource
+	if err := cluster.Properties(ctx, cluster.Reference(), []string{"configurationEx"}, &c); err != nil {
+		return err
+	}
+	config, ok := c.ConfigurationEx.(*types.ClusterConfigInfoEx)
+	if !ok {
+		return fmt.Errorf("the cluster's configuration is a %T", c.ConfigurationEx)
+	}
+	for _, r := range config.Rule {
+		fmt.Println("rule", r.GetClusterRuleInfo().Name)
+	}
+	for _, g := range config.Group {
+		if _, ours := g.(*types.ClusterVmGroup); ours {
+			fmt.Println("group", g.GetClusterGroupInfo().Name)
+		}
+	}
+	return nil
+}
+
+func cluster() (*kubernetes.Clientset, error) {
+	c, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
+	if err != nil {
+		return nil, err
+	}
+	c.UserAgent = "kubectl-edit"
+	return kubernetes.NewForConfig(c)
+}
+
+func getVersion(context.Context, []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	v, err := c.ServerVersion()
+	if err == nil {
+		fmt.Println(v.GitVersion)
+	}
+	return err
+}
+
+// byEdit is how a person changes an object: under another field manager.
+var byEdit = metav1.PatchOptions{FieldManager: "kubectl-edit"}
+
+// nodePort changes the NodePort of the service port with the given number.
+func nodePort(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	list, err := c.CoreV1().Services("ftp").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range list.Items {
+		for _, p := range s.Spec.Ports {
+			if strconv.Itoa(int(p.Port)) != args[0] {
+				continue
+			}
+			patch := fmt.Sprintf(`{"spec":{"ports":[{"port":%s,"protocol":"TCP","nodePort":%s}]}}`, args[0], args[1])
+			_, err := c.CoreV1().Services("ftp").Patch(ctx, s.Name, ktypes.StrategicMergePatchType, []byte(patch), byEdit)
+			return err
+		}
+	}
+	return fmt.Errorf("no service port %s", args[0])
+}
+
+// setSecret changes a key of the only Secret of the namespace that has it.
+func setSecret(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	list, err := c.CoreV1().Secrets("ftp").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range list.Items {
+		if _, ok := s.Data[args[0]]; !ok {
+			continue
+		}
+		patch, err := json.Marshal(map[string]any{"stringData": map[string]string{args[0]: args[1]}})
+		if err != nil {
+			return err
+		}
+		_, err = c.CoreV1().Secrets("ftp").Patch(ctx, s.Name, ktypes.StrategicMergePatchType, patch, byEdit)
+		return err
+	}
+	return fmt.Errorf("no Secret with the key %s", args[0])
+}
+
+// foreignService makes Service shop/checkout with the NodePort given.
+func foreignService(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	port, err := strconv.ParseInt(args[0], 10, 32)
+	if err != nil {
+		return err
+	}
+	_, err = c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	_, err = c.CoreV1().Services("shop").Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "checkout"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, NodePort: int32(port)}}},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+func deleteService(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	return c.CoreV1().Services(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
+}
+
+// podEnv prints an environment variable of the FTP server's Deployment.
+func podEnv(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	list, err := c.AppsV1().Deployments("ftp").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, d := range list.Items {
+		for _, e := range d.Spec.Template.Spec.Containers[0].Env {
+			if e.Name == args[0] {
+				fmt.Println(e.Value)
+			}
+		}
+	}
+	return nil
+}
+
+// objects prints what of ours is in the cluster.
+func objects(ctx context.Context, _ []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	ours := metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=ftpdeploy"}
+	var found []string
+	add := func(kind string, meta metav1.ObjectMeta) {
+		found = append(found, strings.TrimPrefix(kind+"/"+meta.Namespace+"/"+meta.Name, "/"))
+	}
+	namespaces, err := c.CoreV1().Namespaces().List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range namespaces.Items {
+		add("Namespace", o.ObjectMeta)
+	}
+	secrets, err := c.CoreV1().Secrets("").List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range secrets.Items {
+		add("Secret", o.ObjectMeta)
+	}
+	claims, err := c.CoreV1().PersistentVolumeClaims("").List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range claims.Items {
+		add("PersistentVolumeClaim", o.ObjectMeta)
+	}
+	services, err := c.CoreV1().Services("").List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range services.Items {
+		add("Service", o.ObjectMeta)
+	}
+	deployments, err := c.AppsV1().Deployments("").List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range deployments.Items {
+		add("Deployment", o.ObjectMeta)
+	}
+	pods, err := c.CoreV1().Pods("ftp").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, o := range pods.Items {
+		add("Pod", o.ObjectMeta)
+	}
+	slices.Sort(found)
+	fmt.Println(strings.Join(found, "\n"))
+	return nil
+}

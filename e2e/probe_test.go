@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp"
+)
+
+const (
+	probeEvery = 50 * time.Millisecond
+	probeBound = 3 * time.Second
+)
+
+// attempt is one session of the prober: connect, banner, login, EPSV, LIST.
+type attempt struct {
+	Start time.Time
+	Took  time.Duration
+	Error string
+}
+
+// probe is what a client does that never gives up: every 50 ms it begins a new
+// session, whatever became of the ones before. It prints every attempt and ends
+// after the number of seconds given.
+func probe(ctx context.Context, args []string) error {
+	seconds, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	out := json.NewEncoder(os.Stdout)
+	var sessions sync.WaitGroup
+	tick := time.NewTicker(probeEvery)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); <-tick.C {
+		sessions.Go(func() {
+			a := attempt{Start: time.Now()}
+			if err := listing(ctx, args[0]); err != nil {
+				a.Error = err.Error()
+			}
+			a.Took = time.Since(a.Start)
+			mu.Lock()
+			defer mu.Unlock()
+			_ = out.Encode(a)
+		})
+	}
+	sessions.Wait()
+	return nil
+}
+
+// watch probes the VIP from the client for some seconds while act happens, and
+// tells how long no session that was begun succeeded.
+func watch(t *testing.T, seconds int, act func()) (gap time.Duration, failed, total int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), ftplab, "exec", "client", "--", "env", handEnv+"=probe", self,
+		net.JoinHostPort(vip, "21"), strconv.Itoa(seconds))
+	c.Stderr = os.Stderr
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var attempts []attempt
+	in := json.NewDecoder(pipe)
+	acted := false
+	for {
+		var a attempt
+		if err := in.Decode(&a); err != nil {
+			break
+		}
+		attempts = append(attempts, a)
+		if !acted && len(attempts) == 20 { // a second of proof that all was well before
+			acted = true
+			act()
+		}
+	}
+	if err := c.Wait(); err != nil {
+		t.Fatalf("prober: %v", err)
+	}
+	if !acted {
+		t.Fatal("the prober ended before anything was done")
+	}
+	return outage(t, attempts), countFailed(attempts), len(attempts)
+}
+
+// outage is the longest time between the beginnings of two sessions that
+// succeeded with none in between, less the pace of the prober.
+func outage(t *testing.T, attempts []attempt) time.Duration {
+	t.Helper()
+	var good []time.Time
+	var last time.Time
+	for _, a := range attempts {
+		if a.Start.After(last) {
+			last = a.Start
+		}
+		if a.Error == "" {
+			good = append(good, a.Start)
+		}
+	}
+	if len(good) == 0 {
+		t.Fatal("no session of the prober succeeded")
+	}
+	slices.SortFunc(good, time.Time.Compare)
+	var longest time.Duration
+	for i := 1; i < len(good); i++ {
+		longest = max(longest, good[i].Sub(good[i-1]))
+	}
+	if tail := last.Sub(good[len(good)-1]); tail > time.Second {
+		t.Fatalf("the service did not come back: no session of the last %s succeeded", tail)
+	}
+	return max(0, longest-probeEvery)
+}
+
+func countFailed(attempts []attempt) (n int) {
+	for _, a := range attempts {
+		if a.Error != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// listing is one session: connect, banner, login, EPSV, LIST.
+func listing(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, probeBound)
+	defer cancel()
+	c, err := ftp.Dial(ctx, ftp.Config{Address: address, Timeout: probeBound})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.Login(ctx, "partner", os.Getenv("FTPDEPLOY_VAR_ftp_password")); err != nil {
+		return err
+	}
+	port, err := c.ExtendedPassive(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := c.DialData(ctx, net.JoinHostPort(vip, strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	_, err = c.List(ctx, data, "")
+	return err
+}
