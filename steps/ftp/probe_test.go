@@ -206,7 +206,7 @@ func TestProbeThroughADialer(t *testing.T) {
 			return nil, fmt.Errorf("no route to %s", address)
 		}
 		if port == "21" {
-			address = s.control.Addr().String()
+			address = s.address()
 		} else {
 			address = "127.0.0.1:" + port
 		}
@@ -300,7 +300,7 @@ func TestParseExtendedPassive(t *testing.T) {
 
 func TestControlCharactersAreRefused(t *testing.T) {
 	s := newServer(t, 1)
-	c, err := Dial(t.Context(), Config{Address: s.control.Addr().String()})
+	c, err := Dial(t.Context(), Config{Address: s.address()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,11 +64,8 @@ const password = "s3cret-word"
 func newServer(t *testing.T, passivePorts int) *server {
 	t.Helper()
 	s := &server{t: t, files: map[string][]byte{}}
-	s.control = listen(t, 0)
-	first := ftptest.FreePorts(t, passivePorts)
-	for i := range passivePorts {
-		s.ports = append(s.ports, listen(t, first+i))
-	}
+	row := ftptest.ListenRow(t, passivePorts+1)
+	s.control, s.ports = row[0], row[1:]
 	go func() {
 		for {
 			c, err := s.control.Accept()
@@ -81,16 +78,7 @@ func newServer(t *testing.T, passivePorts int) *server {
 	return s
 }
 
-// listen takes a port of the loopback address until the test ends.
-func listen(t *testing.T, port int) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
-}
+func (s *server) address() string { return fmt.Sprintf("127.0.0.1:%d", port(s.control)) }
 
 func port(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
 
@@ -273,7 +261,7 @@ func (s *server) move(c net.Conn, verb, name string) bool {
 // probe returns a probe of the server.
 func (s *server) probe() Probe {
 	return Probe{
-		Address: s.control.Addr().String(), User: "partner", Password: password, Modes: []string{PASV, EPSV},
+		Address: s.address(), User: "partner", Password: password, Modes: []string{PASV, EPSV},
 		PortFirst: port(s.ports[0]), PortLast: port(s.ports[len(s.ports)-1]), Upload: 300_000, Timeout: 10 * time.Second,
 	}
 }

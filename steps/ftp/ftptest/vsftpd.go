@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -120,26 +121,38 @@ func (s Server) Left(t testing.TB) []string {
 	return names
 }
 
-// FreePorts returns the first of n ports in a row that nothing uses.
+// FreePorts returns the first of n ports in a row that nothing uses, outside of the
+// range from which the kernel gives ports to clients.
 func FreePorts(t testing.TB, n int) int {
 	t.Helper()
-search:
-	for range 100 {
-		l, err := net.Listen("tcp4", ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := l.Addr().(*net.TCPAddr).Port
+	row := ListenRow(t, n)
+	for _, l := range row {
 		l.Close()
+	}
+	return row[0].Addr().(*net.TCPAddr).Port
+}
+
+// ListenRow listens on n ports in a row of all IPv4 addresses until the test ends.
+func ListenRow(t testing.TB, n int) []net.Listener {
+	t.Helper()
+	for range 100 {
+		first := 20000 + rand.IntN(10000)
+		var row []net.Listener
 		for p := first; p < first+n; p++ {
 			l, err := net.Listen("tcp4", fmt.Sprintf(":%d", p))
 			if err != nil {
-				continue search
+				break
 			}
+			row = append(row, l)
+			t.Cleanup(func() { l.Close() })
+		}
+		if len(row) == n {
+			return row
+		}
+		for _, l := range row {
 			l.Close()
 		}
-		return first
 	}
-	t.Fatal("no free ports in a row")
-	return 0
+	t.Fatalf("no %d free ports in a row", n)
+	return nil
 }
