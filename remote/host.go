@@ -60,6 +60,7 @@ type Host struct {
 	client  *ssh.Client
 	conn    *countingConn
 	bastion *Host
+	ended   chan struct{} // closed when the connection is over
 }
 
 // Stats counts what a Host cost the network so far, the handshake included.
@@ -115,7 +116,11 @@ func Dial(ctx context.Context, c Config) (*Host, error) {
 		h.Close()
 		return nil, fmt.Errorf("enter %s at %s: %w", h.name, c.Address, explain(ctx, c, trust, err))
 	}
-	h.client = ssh.NewClient(sc, channels, requests)
+	h.client, h.ended = ssh.NewClient(sc, channels, requests), make(chan struct{})
+	go func() {
+		defer close(h.ended)
+		h.client.Wait() // how it ended is told to those who use it
+	}()
 	return h, nil
 }
 
@@ -176,6 +181,17 @@ func (h *Host) Close() error {
 		return nil
 	}
 	return err
+}
+
+// Alive tells whether the connection stands, as far as this side knows: it has
+// neither been closed nor seen to break.
+func (h *Host) Alive() bool {
+	select {
+	case <-h.ended:
+		return false
+	default:
+		return true
+	}
 }
 
 // Name is what errors call the machine.
