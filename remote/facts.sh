@@ -45,14 +45,13 @@ setting() {
 
 # pristine PATH PACKAGE SHA256: is PATH as the package brought it?
 pristine() {
+	m=$(md5sum <"$1") || die "read $1"
 	if has dpkg-query; then
-		m=$(md5sum <"$1") || die "read $1"
 		dpkg-query -W -f '${Conffiles}\n' "$2" 2>/dev/null
 	else
-		m=$3
 		rpm -q --qf '[%{FILENAMES} %{FILEDIGESTS}\n]' "$2" 2>/dev/null
 	fi | while read -r p d _; do
-		if [ "$p $d" = "$1 ${m%% *}" ]; then echo pristine; fi
+		case "$p $d" in "$1 ${m%% *}" | "$1 $3") echo pristine ;; esac
 	done
 }
 
