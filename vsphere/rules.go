@@ -71,11 +71,17 @@ type RulesEdit struct {
 }
 
 // Rules compares the rules of a placement with those of its cluster; nil means
-// that nothing differs. All members must be there.
+// that nothing differs. A host group that is not there is ErrMissing, a member
+// that is not there ErrNotFound.
 func (i *Inventory) Rules(p Placement) (*RulesEdit, error) {
 	w, err := i.ruleWork(p)
 	if err != nil {
 		return nil, err
+	}
+	for _, hosts := range p.hostGroups() {
+		if !slices.Contains(w.hostGroups, hosts) {
+			return nil, w.noHostGroup(hosts, p.Cluster)
+		}
 	}
 	vms := map[string]ref{}
 	var all []ref
@@ -94,9 +100,6 @@ func (i *Inventory) Rules(p Placement) (*RulesEdit, error) {
 		all = append(all, vm.reference)
 	}
 	for _, hosts := range p.hostGroups() {
-		if !slices.Contains(w.hostGroups, hosts) {
-			return nil, w.noHostGroup(hosts, p.Cluster)
-		}
 		var members []ref
 		for _, m := range p.Members {
 			if m.HostGroup == hosts {
@@ -107,10 +110,10 @@ func (i *Inventory) Rules(p Placement) (*RulesEdit, error) {
 		w.group(name, members)
 		w.rule(&types.ClusterVmHostRuleInfo{
 			ClusterRuleInfo: ruleInfo(name, false), VmGroupName: name, AffineHostGroupName: hosts,
-		}, "should run on hosts of "+hosts)
+		})
 	}
 	if p.separates() {
-		w.rule(&types.ClusterAntiAffinityRuleSpec{ClusterRuleInfo: ruleInfo(p.prefix()+separate, len(w.hosts) >= 3), Vm: all}, "on different hosts")
+		w.rule(&types.ClusterAntiAffinityRuleSpec{ClusterRuleInfo: ruleInfo(p.prefix()+separate, len(w.hosts) >= 3), Vm: all})
 	}
 	return w.edit(), nil
 }
@@ -226,15 +229,15 @@ func (w *ruleWork) group(name string, members []ref) {
 
 func count(vms []ref) string { return fmt.Sprintf("%d VMs", len(vms)) }
 
-// rule wants a rule; text says what it is for.
-func (w *ruleWork) rule(want types.BaseClusterRuleInfo, text string) {
+// rule wants a rule.
+func (w *ruleWork) rule(want types.BaseClusterRuleInfo) {
 	info := want.GetClusterRuleInfo()
 	have := w.ours[info.Name]
 	path := "rule " + info.Name
 	remove := false
 	switch {
 	case have == nil:
-		w.differ(path, "", text)
+		w.differ(path, "", describe(want))
 	case sameRule(have, want):
 		delete(w.ours, info.Name)
 		return

@@ -1,0 +1,47 @@
+package steps
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+)
+
+func TestPlacementConverges(t *testing.T) {
+	p := newPair(t)
+	for _, b := range p.topology.Boxes {
+		reaches(t, newVM(p.topology, b, p.client, nil), plan.Present)
+	}
+	s := newPlacement(p.topology, p.group, p.client, nil)
+	converges(t, s, p.writes)
+	if after := s.After(); !slices.Equal(after, []string{"vm/haproxy-a", "vm/haproxy-b"}) {
+		t.Errorf("comes after %v", after)
+	}
+}
+
+// A group whose boxes need no rule has none.
+func TestPlacementOfNothing(t *testing.T) {
+	p := newPair(t)
+	p.group.AntiAffinity = false
+	for _, b := range p.topology.Boxes {
+		b.Site.HostGroup = ""
+	}
+	s := newPlacement(p.topology, p.group, p.client, nil)
+	for _, goal := range []plan.Goal{plan.Present, plan.Absent} {
+		if changes := planOnly(t, s, goal, p.writes); len(changes) != 0 {
+			t.Errorf("goal %v: %+v", goal, changes)
+		}
+	}
+}
+
+func TestPlacementNeedsOneVCenter(t *testing.T) {
+	p := newPair(t)
+	if home, err := groupVCenter(p.group); err != nil || home.Name != "main" {
+		t.Errorf("%v, %v", home, err)
+	}
+	p.topology.Boxes[1].Site.VCenter = &blueprints.VCenter{Name: "other"}
+	if _, err := groupVCenter(p.group); err == nil {
+		t.Error("a group in two vCenters was accepted")
+	}
+}

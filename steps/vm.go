@@ -1,0 +1,247 @@
+package steps
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
+)
+
+// How long a guest may take from power-on until it is reachable, and then until
+// cloud-init has published its host keys.
+const (
+	addressBound = 5 * time.Minute
+	hostKeyBound = 5 * time.Minute
+)
+
+// machine is what the steps about one VM or some VMs in one vCenter share: how
+// to look at them, and the snapshot that their first look takes.
+type machine struct {
+	topology *blueprints.Topology
+	client   func(context.Context) (*vsphere.Client, error)
+	first    *vsphere.Inventory // nil once it was used
+}
+
+// observe returns the snapshot of the start of the run, once, and then what is there now.
+func (m *machine) observe(ctx context.Context, specs []vsphere.Spec, placements []vsphere.Placement) (*vsphere.Inventory, error) {
+	if i := m.first; i != nil {
+		m.first = nil
+		return i, nil
+	}
+	c, err := m.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Observe(ctx, specs, placements)
+}
+
+// observeVCenter takes the snapshot that the steps of one vCenter share.
+func observeVCenter(ctx context.Context, c *vsphere.Client, t *blueprints.Topology, vcenter *blueprints.VCenter) (*vsphere.Inventory, error) {
+	var specs []vsphere.Spec
+	for _, b := range t.Boxes {
+		if b.Created() && b.Site.VCenter == vcenter {
+			specs = append(specs, vmSpec(t, b))
+		}
+	}
+	var placements []vsphere.Placement
+	for _, g := range t.Groups {
+		if home, err := groupVCenter(g); err != nil {
+			return nil, err
+		} else if home == vcenter {
+			placements = append(placements, groupPlacements(t, g)...)
+		}
+	}
+	return c.Observe(ctx, specs, placements)
+}
+
+// vmSpec is the VM of a box that ftpdeploy makes.
+func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
+	s := vsphere.Spec{
+		Deployment: t.ID, Name: box.Name,
+		Template: box.Image.Template, Folder: box.Site.Folder, Cluster: box.Site.Cluster,
+		ResourcePool: box.Site.ResourcePool, Datastore: box.Site.Datastore,
+		Annotation: fmt.Sprintf("lb %q of deployment %q, made by ftpdeploy: change the blueprint, not the VM.", box.Name, t.ID),
+		CPUs:       box.CPUs, MemoryMB: box.MemoryMB, DiskGB: box.DiskGB,
+		GuestInfo: func(macs []string) map[string]string { return guestInfo(box, t.ID, macs) },
+	}
+	for _, n := range box.NICs {
+		s.NICs = append(s.NICs, vsphere.NIC{Name: n.Role, PortGroup: n.Network.PortGroup, Address: n.Address})
+	}
+	return s
+}
+
+// vmStep keeps one VM: there and off when it is new, with its hardware and what
+// its guest is told.
+type vmStep struct {
+	machine
+	box *blueprints.Box
+}
+
+// newVM makes the step "vm/NAME" of a box that ftpdeploy makes.
+func newVM(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory) plan.Step {
+	return &vmStep{machine{t, client, first}, box}
+}
+
+// Name implements plan.Step.
+func (s *vmStep) Name() string { return "vm/" + s.box.Name }
+
+// After implements plan.Step.
+func (s *vmStep) After() []string { return nil }
+
+// Plan implements plan.Step.
+func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error) {
+	spec := vmSpec(s.topology, s.box)
+	i, err := s.observe(ctx, []vsphere.Spec{spec}, nil)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := i.VM(spec.Deployment, spec.Name)
+	switch {
+	case err != nil:
+		return nil, err
+	case goal == plan.Absent && vm == nil:
+		return nil, nil
+	case goal == plan.Absent:
+		return []plan.Change{s.destroy(spec)}, nil
+	case vm == nil:
+		if s.box.Image.Template == "" {
+			return nil, fmt.Errorf("image %q is a library_item: only a template can be cloned by this version", s.box.Image.Name)
+		}
+		if err := i.Ready(spec); err != nil {
+			return nil, err
+		}
+		return []plan.Change{s.create(spec)}, nil
+	}
+	e, err := i.Edit(vm, spec)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	return []plan.Change{s.edit(spec, e)}, nil
+}
+
+func (s *vmStep) create(spec vsphere.Spec) plan.Change {
+	fields := []plan.Field{
+		{Path: "template", After: spec.Template},
+		{Path: "folder", After: spec.Folder},
+		{Path: "cluster", After: spec.Cluster},
+		{Path: "resource_pool", After: spec.ResourcePool},
+		{Path: "datastore", After: spec.Datastore},
+		{Path: "cpus", After: strconv.Itoa(spec.CPUs)},
+		{Path: "memory_mb", After: strconv.Itoa(spec.MemoryMB)},
+	}
+	if spec.DiskGB > 0 {
+		fields = append(fields, plan.Field{Path: "disk_gb", After: strconv.Itoa(spec.DiskGB)})
+	}
+	for _, n := range spec.NICs {
+		fields = append(fields, plan.Field{Path: "nic." + n.Name, After: n.Address.String() + " on " + n.PortGroup})
+	}
+	return plan.Change{
+		Action: plan.Create, Target: spec.Name, Reason: "not there",
+		Detail: plan.Diff{Fields: fields}, Want: fieldsDigest(fields),
+		Do: func(ctx context.Context, report func(string)) error {
+			c, err := s.client(ctx)
+			if err != nil {
+				return err
+			}
+			report("cloning " + spec.Template)
+			if err := c.Create(ctx, spec, report); err != nil {
+				return err
+			}
+			report("telling the guest its addresses")
+			return c.Reconfigure(ctx, spec)
+		},
+	}
+}
+
+func (s *vmStep) edit(spec vsphere.Spec, e *vsphere.Edit) plan.Change {
+	fields := differences(e.Differences)
+	effect, reason := plan.NoEffect, "differs: "+paths(fields)
+	switch {
+	case e.Off:
+		effect, reason = plan.Reboot, reason+"; the VM must go off for it, it cannot be hot-added"
+	case e.Cuts:
+		effect = plan.Restart
+	case len(fields) == 1 && fields[0].Path == "name":
+		reason = "was renamed"
+	case !slices.ContainsFunc(fields, func(f plan.Field) bool { return !strings.HasPrefix(f.Path, "guestinfo.") }):
+		reason = "what the guest is told differs; it reads that when the VM is made anew"
+	}
+	return plan.Change{
+		Action: plan.Update, Target: spec.Name, Reason: reason, Effect: effect,
+		Detail: plan.Diff{Fields: fields}, From: beforeDigest(fields), Want: fieldsDigest(fields),
+		Do: func(ctx context.Context, report func(string)) error {
+			c, err := s.client(ctx)
+			if err != nil {
+				return err
+			}
+			if !e.Off {
+				return c.Reconfigure(ctx, spec)
+			}
+			if err := c.ShutDown(ctx, spec.Deployment, spec.Name, report); err != nil {
+				return err
+			}
+			if err := c.Reconfigure(ctx, spec); err != nil {
+				return err
+			}
+			if err := c.PowerOn(ctx, spec.Deployment, spec.Name); err != nil {
+				return err
+			}
+			return c.WaitAddresses(ctx, spec, addressBound, report)
+		},
+	}
+}
+
+func (s *vmStep) destroy(spec vsphere.Spec) plan.Change {
+	return plan.Change{
+		Action: plan.Delete, Target: spec.Name, Reason: "is ours: both marks name this deployment",
+		From: "there",
+		Do: func(ctx context.Context, report func(string)) error {
+			c, err := s.client(ctx)
+			if err != nil {
+				return err
+			}
+			report("powering off and removing the VM with its disks")
+			return c.Destroy(ctx, spec.Deployment, spec.Name)
+		},
+	}
+}
+
+func differences(all []vsphere.Difference) []plan.Field {
+	var fields []plan.Field
+	for _, d := range all {
+		fields = append(fields, plan.Field{Path: d.Path, Before: d.Before, After: d.After})
+	}
+	return fields
+}
+
+func paths(fields []plan.Field) string {
+	var all []string
+	for _, f := range fields {
+		all = append(all, f.Path)
+	}
+	return strings.Join(all, ", ")
+}
+
+// fieldsDigest is a fingerprint of what fields lead to, beforeDigest one of what they come from.
+func fieldsDigest(fields []plan.Field) string {
+	return digestOf(fields, func(f plan.Field) string { return f.After })
+}
+
+func beforeDigest(fields []plan.Field) string {
+	return digestOf(fields, func(f plan.Field) string { return f.Before })
+}
+
+func digestOf(fields []plan.Field, value func(plan.Field) string) string {
+	sum := sha256.New()
+	for _, f := range fields {
+		fmt.Fprintf(sum, "%q=%q\n", f.Path, value(f))
+	}
+	return fmt.Sprintf("sha256:%.8x", sum.Sum(nil))
+}
