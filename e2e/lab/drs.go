@@ -65,7 +65,9 @@ func (v *VCenter) place(ref types.ManagedObjectReference) types.BaseMethodFault 
 }
 
 // breaches counts, for each host, the rules that a VM would break there.
-type breaches struct{ mandatory, wished map[types.ManagedObjectReference]int }
+type breaches struct {
+	mandatory, wished map[types.ManagedObjectReference]int
+}
 
 // cost orders hosts: rules first, then staying at home.
 func (b breaches) cost(host, home types.ManagedObjectReference) int {

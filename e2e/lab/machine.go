@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,8 +50,8 @@ func (m *machine) links() map[string]string {
 
 // startMachine boots a machine whose disk is in dir; it makes the disk where
 // there is none. It returns when the machine has begun to boot.
-func startMachine(ctx context.Context, dir, id string, h hardware, config VCenterConfig) (m *machine, err error) {
-	m = &machine{
+func startMachine(ctx context.Context, dir, id string, h hardware, config VCenterConfig) (*machine, error) {
+	m := &machine{
 		id:        id,
 		root:      filepath.Join(dir, "root"),
 		guestinfo: filepath.Join(dir, "guestinfo"),
@@ -58,48 +59,50 @@ func startMachine(ctx context.Context, dir, id string, h hardware, config VCente
 		bridges:   config.Bridges,
 		ended:     make(chan struct{}),
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.release(ctx))
-		}
-	}()
-	_, err = os.Stat(dir)
+	if err := m.boot(ctx, dir, h.guestinfo, config); err != nil {
+		return nil, errors.Join(err, m.release(ctx))
+	}
+	return m, nil
+}
+
+func (m *machine) boot(ctx context.Context, dir string, guestinfo map[string]string, config VCenterConfig) error {
+	_, err := os.Stat(dir)
 	fresh := errors.Is(err, os.ErrNotExist)
 	if err := m.mountDisk(dir, config.Template.Root); err != nil {
-		return nil, fmt.Errorf("mount its disk: %w", err)
+		return fmt.Errorf("mount its disk: %w", err)
 	}
 	if fresh {
 		account := []byte("ansible:" + config.AccountPassword + "\n")
 		if err := inRoot(ctx, m.root, account, "chpasswd"); err != nil {
-			return nil, fmt.Errorf("set the password of its account: %w", err)
+			return fmt.Errorf("set the password of its account: %w", err)
 		}
 	}
 	if err := m.connect(ctx); err != nil {
-		return nil, fmt.Errorf("connect its NICs: %w", err)
+		return fmt.Errorf("connect its NICs: %w", err)
 	}
-	if err := writeGuestinfo(m.guestinfo, h.guestinfo); err != nil {
-		return nil, fmt.Errorf("hand it guestinfo: %w", err)
+	if err := writeGuestinfo(m.guestinfo, guestinfo); err != nil {
+		return fmt.Errorf("hand it guestinfo: %w", err)
 	}
 	console, err := os.OpenFile(filepath.Join(dir, "console.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer console.Close()
 	m.cmd = exec.Command("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit",
-		"--machine="+id, "--directory="+m.root, "--network-namespace-path=/run/netns/"+id,
+		"--machine="+m.id, "--directory="+m.root, "--network-namespace-path=/run/netns/"+m.id,
 		"--bind="+m.guestinfo+":/run/guestinfo",
 		"--capability=CAP_NET_ADMIN", // keepalived moves addresses, sysctls of the network are set
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no")
 	m.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network")
 	m.cmd.Stdout, m.cmd.Stderr = console, console
 	if err := m.cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	go func() {
 		m.cmd.Wait() //nolint:errcheck // how it ended is in ProcessState
 		close(m.ended)
 	}()
-	return m, nil
+	return nil
 }
 
 // mountDisk mounts the machine's file system: the template, with what the
@@ -205,7 +208,7 @@ func (m *machine) release(ctx context.Context) error {
 	// By name and first: a namespace ends some time after its last process, and
 	// until then its cables would be in the way of the next boot.
 	for i := range m.nics {
-		if _, err := os.Stat("/sys/class/net/" + m.link(i)); err == nil {
+		if _, err := net.InterfaceByName(m.link(i)); err == nil {
 			errs = append(errs, ip(ctx, "", "link del "+m.link(i)+"\n"))
 		}
 	}

@@ -28,6 +28,17 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
+	// The sandbox has no way to Debian's mirrors.
+	cache, err := testCache()
+	if err == nil {
+		_, err = BuildTemplate(context.Background(), cache, func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, format+"\n", args...)
+		})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	status, err := runSandboxed()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -82,11 +93,7 @@ func enterSandbox(ctx context.Context) error {
 }
 
 // testCache is where the template is kept between runs.
-func testCache(t *testing.T) string {
-	t.Helper()
+func testCache() (string, error) {
 	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(cache, "ftpdeploy")
+	return filepath.Join(cache, "ftpdeploy"), err
 }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi"
+	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/session"
@@ -45,7 +48,11 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	template, err := BuildTemplate(t.Context(), testCache(t), t.Logf)
+	cache, err := testCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template, err := BuildTemplate(t.Context(), cache, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,14 +305,315 @@ func (s *site) sudo(vm *object.VirtualMachine, n int, command string) string {
 	return out
 }
 
-func TestVCenter(t *testing.T) {
-	s := newSite(t)
-	a := s.clone("haproxy-a", 11)
-	start := time.Now()
-	s.task(a.PowerOn(t.Context()))
+// cluster is the site's only one.
+func (s *site) cluster() *object.ClusterComputeResource {
+	s.Helper()
+	cluster, err := s.find.ClusterComputeResource(s.Context(), "/DC1/host/stretched-01")
+	if err != nil {
+		s.Fatal(err)
+	}
+	return cluster
+}
+
+// apart makes a mandatory rule that two VMs must not share a host.
+func (s *site) apart(a, b *object.VirtualMachine) {
+	s.Helper()
+	s.task(s.cluster().Reconfigure(s.Context(), &types.ClusterConfigSpecEx{RulesSpec: []types.ClusterRuleSpec{{
+		ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: types.ArrayUpdateOperationAdd},
+		Info: &types.ClusterAntiAffinityRuleSpec{
+			ClusterRuleInfo: types.ClusterRuleInfo{Name: "apart", Enabled: types.NewBool(true), Mandatory: types.NewBool(true)},
+			Vm:              []types.ManagedObjectReference{a.Reference(), b.Reference()},
+		},
+	}}}, true))
+}
+
+// boxes makes two VMs that must not share a host, and boots them at the same time.
+func (s *site) boxes() (a, b *object.VirtualMachine) {
+	s.Helper()
+	a, b = s.clone("haproxy-a", 11), s.clone("haproxy-b", 12)
+	s.apart(a, b)
+	first, err := a.PowerOn(s.Context())
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.task(b.PowerOn(s.Context()))
+	s.task(first, nil)
 	s.booted(a, 11)
-	t.Log("booted", time.Since(start))
-	t.Log(s.ssh(a, 11, "", "ip -br addr; hostname; systemd-analyze; systemctl --failed; cloud-init status --long; systemd-analyze blame | head -20"))
-	t.Log(s.sudo(a, 11, "id"))
-	t.Log(s.sudo(a, 11, "apt-get update && apt-get install -y haproxy keepalived && haproxy -v"))
+	s.booted(b, 12)
+	return a, b
+}
+
+func TestVCenterMachine(t *testing.T) {
+	s := newSite(t)
+	a, b := s.boxes()
+	ctx := t.Context()
+
+	if ha, hb := s.properties(a).Runtime.Host, s.properties(b).Runtime.Host; *ha == *hb {
+		t.Errorf("both VMs run on %s although they must not", ha)
+	}
+	if name := s.properties(a).Guest.HostName; name != "haproxy-a" {
+		t.Errorf("vCenter shows host name %q", name)
+	}
+	want := "frontend 203.0.113.11/24\nmanagement 192.0.2.11/24\nworkload 198.51.100.11/24"
+	interfaces := func() {
+		t.Helper()
+		out, err := s.ssh(a, 11, "", `ip -o -4 addr show scope global | awk '{print $2, $4}' | sort`)
+		if err != nil || out != want {
+			t.Errorf("the guest's interfaces are %q (%v), want %q", out, err, want)
+		}
+	}
+	interfaces()
+
+	if out, err := s.ssh(a, 11, "wrong\n", "sudo -S -p '' id -u"); err == nil {
+		t.Errorf("sudo takes a wrong password: %s", out)
+	}
+	if out, err := s.ssh(a, 11, "", "sudo -n id -u"); err == nil {
+		t.Errorf("sudo asks for no password: %s", out)
+	}
+	if out := s.sudo(a, 11, "vmware-rpctool \"info-get guestinfo.metadata\""); out != s.guestinfo(a, "guestinfo.metadata") {
+		t.Errorf("the guest reads guestinfo.metadata as %q", out)
+	}
+
+	s.sudo(a, 11, "echo kept >/var/tmp/disk")
+	s.task(a.PowerOff(ctx))
+	if p := s.properties(a); p.Guest.IpAddress != "" || s.guestinfo(a, "guestinfo.hostkeys") != "" {
+		t.Errorf("a VM that is off shows address %q, host key %q", p.Guest.IpAddress, s.guestinfo(a, "guestinfo.hostkeys"))
+	}
+	s.until("the machine to be off", 10*time.Second, func() error {
+		if m, on := s.vcenter.Machine("haproxy-a"); on {
+			return fmt.Errorf("%+v", m)
+		}
+		return nil
+	})
+	s.task(a.PowerOn(ctx))
+	s.booted(a, 11)
+	interfaces()
+	if out, err := s.ssh(a, 11, "", "cat /var/tmp/disk"); err != nil || out != "kept" {
+		t.Errorf("after a power cycle the disk holds %q (%v)", out, err)
+	}
+
+	boot := func() string {
+		m, on := s.vcenter.Machine("haproxy-a")
+		if !on {
+			return "off"
+		}
+		return fmt.Sprint("PID 1 is ", m.Init)
+	}
+	for name, reboot := range map[string]func(){
+		"RebootGuest": func() {
+			if err := a.RebootGuest(ctx); err != nil {
+				t.Error(err)
+			}
+		},
+		"reboot": func() { _, _ = s.ssh(a, 11, testAccount+"\n", "sudo -S systemctl reboot") }, // the connection breaks
+		"Reset":  func() { s.task(a.Reset(ctx)) },
+	} {
+		before := boot()
+		reboot()
+		s.until(name, 30*time.Second, func() error {
+			if now := boot(); now == before || now == "off" || strings.HasSuffix(now, " 0") {
+				return fmt.Errorf("%s, as before", now)
+			}
+			return nil
+		})
+		s.booted(a, 11)
+		s.until("sshd after "+name, 30*time.Second, func() error {
+			out, err := s.ssh(a, 11, "", "hostname")
+			if err != nil || out != "haproxy-a" {
+				return fmt.Errorf("%s: %w", out, err)
+			}
+			return nil
+		})
+	}
+	interfaces()
+
+	for name, halt := range map[string]func(){
+		"ShutdownGuest": func() {
+			if err := a.ShutdownGuest(ctx); err != nil {
+				t.Error(err)
+			}
+			if m, on := s.vcenter.Machine("haproxy-a"); on && s.properties(a).Runtime.PowerState != types.VirtualMachinePowerStatePoweredOn {
+				t.Errorf("vCenter says that it is off while %+v runs", m)
+			}
+		},
+		"poweroff": func() { _, _ = s.ssh(a, 11, testAccount+"\n", "sudo -S systemctl poweroff") },
+	} {
+		halt()
+		s.until("power off after "+name, 30*time.Second, func() error {
+			if state := s.properties(a).Runtime.PowerState; state != types.VirtualMachinePowerStatePoweredOff || boot() != "off" {
+				return fmt.Errorf("vCenter says %s, the machine is %s", state, boot())
+			}
+			return nil
+		})
+		s.task(a.PowerOn(ctx))
+		s.booted(a, 11)
+	}
+
+	machines := []Machine{}
+	for _, name := range []string{"haproxy-a", "haproxy-b"} {
+		m, on := s.vcenter.Machine(name)
+		if !on || m.Init == 0 {
+			t.Fatalf("%s does not run", name)
+		}
+		machines = append(machines, m)
+	}
+	for _, vm := range []*object.VirtualMachine{a, b} {
+		s.task(vm.PowerOff(ctx))
+		s.task(vm.Destroy(ctx))
+	}
+	s.until("nothing to be left of the VMs", 20*time.Second, func() error {
+		for _, m := range machines {
+			paths := []string{filepath.Dir(m.Root), "/run/netns/" + m.NetNS, fmt.Sprintf("/proc/%d", m.Init)}
+			for _, link := range m.Links {
+				if _, err := net.InterfaceByName(link); err == nil {
+					return fmt.Errorf("interface %s is there", link)
+				}
+			}
+			for _, path := range paths {
+				if _, err := os.Lstat(path); !os.IsNotExist(err) {
+					return fmt.Errorf("%s is there (%w)", path, err)
+				}
+			}
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err == nil && strings.Contains(string(mounts), s.config.Dir) {
+			err = errors.New("a disk is mounted")
+		}
+		return err
+	})
+}
+
+// The packages that ftpdeploy needs come from the lab's mirror, and what they
+// need of the kernel is there.
+func TestVCenterHAProxyPair(t *testing.T) {
+	s := newSite(t)
+	a, b := s.boxes()
+	failed := make(chan error)
+	for _, box := range []struct {
+		vm       *object.VirtualMachine
+		n, peer  int
+		priority int
+		state    string
+	}{{a, 11, 12, 110, "MASTER"}, {b, 12, 11, 100, "BACKUP"}} {
+		config := fmt.Sprintf("vrrp_instance vip {\n state %s\n interface frontend\n virtual_router_id 15\n priority %d\n advert_int 0.2\n version 3\n"+
+			" unicast_src_ip 203.0.113.%d\n unicast_peer {\n  203.0.113.%d\n }\n virtual_ipaddress {\n  203.0.113.15/24 dev frontend\n }\n}\n",
+			box.state, box.priority, box.n, box.peer)
+		go func() {
+			failed <- func() error {
+				for _, command := range []string{
+					"apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install haproxy keepalived </dev/null >/dev/null",
+					"sysctl -q -w net.ipv4.ip_nonlocal_bind=1",
+					"echo " + b64(config) + " | base64 -d >/etc/keepalived/keepalived.conf",
+					"systemctl restart keepalived",
+					"systemctl is-active haproxy keepalived",
+				} {
+					if out, err := s.ssh(box.vm, box.n, testAccount+"\n", "sudo -S -p '' sh -c '"+command+"'"); err != nil {
+						return fmt.Errorf("%s: %w: %s", command, err, out)
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	if err := errors.Join(<-failed, <-failed); err != nil {
+		t.Fatal(err)
+	}
+	holds := func(vm *object.VirtualMachine) func() error {
+		return func() error {
+			for _, nic := range s.properties(vm).Guest.Net {
+				if slices.Contains(nic.IpAddress, "203.0.113.15") {
+					return nil
+				}
+			}
+			return fmt.Errorf("it has %+v", s.properties(vm).Guest.Net)
+		}
+	}
+	s.until("haproxy-a to hold the VIP", 20*time.Second, holds(a))
+	if holds(b)() == nil {
+		t.Error("both hold the VIP")
+	}
+	if err := s.vcenter.PowerOff(t.Context(), "haproxy-a"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("haproxy-b to take the VIP", 10*time.Second, holds(b))
+	if err := s.vcenter.PowerOn(t.Context(), "haproxy-a"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("haproxy-a to take the VIP back", 20*time.Second, holds(a))
+
+	mark := "ran-by-a-timer"
+	s.sudo(b, 12, "systemd-run --quiet --on-active=100ms --timer-property=AccuracySec=10ms touch /run/"+mark)
+	s.until("a transient timer", 10*time.Second, func() error {
+		out, err := s.ssh(b, 12, "", "ls /run/"+mark)
+		if err != nil {
+			return fmt.Errorf("%s: %w", out, err)
+		}
+		return nil
+	})
+}
+
+// What a deployment must be told by a real vCenter, the lab's tells it, too.
+func TestVCenterRefuses(t *testing.T) {
+	s := newSite(t)
+	ctx := t.Context()
+	if _, err := s.login("wrong"); !fault.Is(err, &types.InvalidLogin{}) {
+		t.Errorf("a wrong password: %v", err)
+	}
+	vm := s.clone("haproxy-a", 11)
+	before := s.vcenter.Writes()
+	if err := vm.ShutdownGuest(ctx); !fault.Is(err, &types.InvalidPowerState{}) {
+		t.Errorf("ShutdownGuest of a VM that is off: %v", err)
+	}
+	if got := s.vcenter.Writes()[len(before):]; !slices.Equal(got, []string{"ShutdownGuest haproxy-a"}) {
+		t.Errorf("recorded %q", got)
+	}
+	s.properties(vm)
+	if got := s.vcenter.Writes()[len(before):]; len(got) != 1 {
+		t.Errorf("a read is recorded as a write: %q", got)
+	}
+
+	other := s.clone("haproxy-b", 12)
+	s.apart(vm, other)
+	hosts, err := s.cluster().Hosts(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range hosts[1:] {
+		s.task(host.EnterMaintenanceMode(ctx, 5, false, nil))
+	}
+	s.task(vm.PowerOn(ctx))
+	if host := s.properties(vm).Runtime.Host; *host != hosts[0].Reference() {
+		t.Errorf("the VM runs on %s, the only usable host is %s", host, hosts[0].Reference())
+	}
+	if _, err := other.PowerOn(ctx); !fault.Is(err, &types.InsufficientResourcesFault{}) {
+		t.Errorf("a power-on that breaks a mandatory rule: %v", err)
+	}
+}
+
+// A VM-Host "should" rule names a site; the VM starts there.
+func TestVCenterSites(t *testing.T) {
+	s := newSite(t)
+	ctx := t.Context()
+	for i, place := range []string{"site-b", "site-a"} {
+		vm := s.clone("box-"+place, 11+i)
+		add := types.ArrayUpdateSpec{Operation: types.ArrayUpdateOperationAdd}
+		s.task(s.cluster().Reconfigure(ctx, &types.ClusterConfigSpecEx{
+			GroupSpec: []types.ClusterGroupSpec{{ArrayUpdateSpec: add, Info: &types.ClusterVmGroup{
+				ClusterGroupInfo: types.ClusterGroupInfo{Name: "vms-" + place}, Vm: []types.ManagedObjectReference{vm.Reference()},
+			}}},
+			RulesSpec: []types.ClusterRuleSpec{{ArrayUpdateSpec: add, Info: &types.ClusterVmHostRuleInfo{
+				ClusterRuleInfo: types.ClusterRuleInfo{Name: "at-" + place, Enabled: types.NewBool(true)},
+				VmGroupName:     "vms-" + place, AffineHostGroupName: place + "-hosts",
+			}}},
+		}, true))
+		s.task(vm.PowerOn(ctx))
+		var host mo.HostSystem
+		on := *s.properties(vm).Runtime.Host
+		if err := object.NewHostSystem(s.client.Client, on).Properties(ctx, on, []string{"config.vsanHostConfig"}, &host); err != nil {
+			t.Fatal(err)
+		}
+		if got := host.Config.VsanHostConfig.FaultDomainInfo.Name; got != place {
+			t.Errorf("the rule wants %s, the VM runs in %s", place, got)
+		}
+	}
 }

@@ -8,6 +8,7 @@ set -eu
 useradd --create-home --shell /bin/bash --groups sudo ansible
 
 systemctl --quiet enable ssh systemd-networkd
+systemctl --quiet set-default multi-user.target
 # What a machine that lives for minutes has no use for; it would only slow down its boot.
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
 	fstrim.timer motd-news.timer console-getty.service getty@.service systemd-logind.service
