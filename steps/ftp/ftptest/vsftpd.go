@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -25,21 +26,20 @@ const (
 // data connections (pasv_promiscuous=NO). It ends with the test.
 type Server struct {
 	Port        int
-	PassivePort int    // the first; the others follow
-	Dir         string // what the client sees as /Upload
+	PassivePort int // the first; the others follow
+	root        string
 }
 
-// Upload is the directory of the server that the client may write to.
+// Upload is a directory of the server. The client may write to it and beside it.
 const Upload = "upload"
 
 // Start runs vsftpd with a number of passive ports and further settings, each a
 // line of vsftpd.conf, and returns when it listens.
 func Start(t testing.TB, passivePorts int, settings ...string) Server {
 	t.Helper()
-	root := t.TempDir()
 	first := FreePorts(t, passivePorts+1)
-	s := Server{Port: first, PassivePort: first + 1, Dir: filepath.Join(root, Upload)}
-	if err := os.Mkdir(s.Dir, 0o755); err != nil {
+	s := Server{Port: first, PassivePort: first + 1, root: t.TempDir()}
+	if err := os.Mkdir(filepath.Join(s.root, Upload), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	config := fmt.Sprintf(`listen=YES
@@ -61,7 +61,7 @@ pasv_min_port=%[2]d
 pasv_max_port=%[3]d
 pasv_promiscuous=NO
 %[5]s
-`, s.Port, s.PassivePort, s.PassivePort+passivePorts-1, root, strings.Join(settings, "\n"))
+`, s.Port, s.PassivePort, s.PassivePort+passivePorts-1, s.root, strings.Join(settings, "\n"))
 	path := filepath.Join(t.TempDir(), "vsftpd.conf")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -107,18 +107,20 @@ func (s Server) run(t testing.TB, config string) {
 	}
 }
 
-// Left returns the names of the files in Upload.
+// Left returns the paths of the files that the server has.
 func (s Server) Left(t testing.TB) []string {
 	t.Helper()
-	entries, err := os.ReadDir(s.Dir)
+	var paths []string
+	err := fs.WalkDir(os.DirFS(s.root), ".", func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			paths = append(paths, path)
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
+	return paths
 }
 
 // FreePorts returns the first of n ports in a row that nothing uses, outside of the

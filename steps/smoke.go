@@ -1,0 +1,184 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp"
+	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
+)
+
+// SmokeOptions say which smoke blocks are run, and how they reach out.
+type SmokeOptions struct {
+	Names []string // the blocks to run; nil = all
+	// Holder finds the box that holds a VIP now; nil = nobody does.
+	Holder func(context.Context, *blueprints.VIP) (*blueprints.Box, error)
+	// DialFrom opens the way out of the machine that a block's "from" names. It is
+	// not called for a block without one: that is run from here.
+	DialFrom func(context.Context, *blueprints.SSH) (ftp.DialFunc, error)
+	// Settle is how long a failing block is tried again: NodePorts answer some
+	// seconds after their Service. 0 = one try.
+	Settle time.Duration
+	// Report is told what is being waited for; nil = nobody is.
+	Report func(string)
+}
+
+// SmokeResult is the outcome of one block against one address.
+type SmokeResult struct {
+	Smoke   *blueprints.Smoke
+	Box     *blueprints.Box // proven by its own address; nil = whoever holds the VIP
+	Address string          // host:port of the control connection; "" = it was not found out
+	Took    time.Duration   // of the last try
+	Report  ftp.Report      // of the last try
+	Err     error           // nil = proven
+}
+
+// smokePause is between two tries.
+const smokePause = 500 * time.Millisecond
+
+// Smoke proves the services of t by transfers, block after block in the order of the
+// blueprint; it changes nothing that it does not clean up. A block on a VIP gives one
+// result, a block on a group's standby one for each box that does not hold the VIP.
+//
+// The error joins those of the results, each with its block, address and box; a block
+// whose boxes could not be told apart has one result without a box. Ended by ctx it
+// returns what there is.
+func Smoke(ctx context.Context, t *blueprints.Topology, o SmokeOptions) ([]SmokeResult, error) {
+	if o.Report == nil {
+		o.Report = func(string) {}
+	}
+	var results []SmokeResult
+	var errs []error
+	for _, s := range t.Smokes {
+		if o.Names != nil && !slices.Contains(o.Names, s.Name) {
+			continue
+		}
+		for _, r := range o.settle(ctx, t, s) {
+			results = append(results, r)
+			if r.Err != nil {
+				errs = append(errs, r.Err)
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return results, errors.Join(errs...)
+}
+
+// settle tries a block until it passes, o.Settle is over or ctx is done.
+func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *blueprints.Smoke) []SmokeResult {
+	end := time.Now().Add(o.Settle)
+	for {
+		results := o.try(ctx, t, s)
+		failed := slices.IndexFunc(results, func(r SmokeResult) bool { return r.Err != nil })
+		if failed < 0 || time.Now().Add(smokePause).After(end) {
+			return results
+		}
+		o.Report(results[failed].Err.Error())
+		pause := time.NewTimer(smokePause)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return results
+		case <-pause.C:
+		}
+	}
+}
+
+// try runs a block once against each of its addresses.
+func (o *SmokeOptions) try(ctx context.Context, t *blueprints.Topology, s *blueprints.Smoke) []SmokeResult {
+	vip := s.Service.VIP
+	broken := func(err error) []SmokeResult {
+		return []SmokeResult{{Smoke: s, Err: fmt.Errorf("smoke %q: %w", s.Name, err)}}
+	}
+	var dial ftp.DialFunc
+	if s.From != nil {
+		var err error
+		if dial, err = o.DialFrom(ctx, s.From); err != nil {
+			return broken(fmt.Errorf("reach ssh %q, from where it is run: %w", s.From.Name, err))
+		}
+	}
+	if s.Standby == nil {
+		r := prove(ctx, s, nil, s.VIP.Address.String(), dial)
+		if fault := (*ftp.Fault)(nil); errors.As(r.Err, &fault) && fault.Reply == "" {
+			r.Err = o.explain(ctx, vip, r.Err)
+		}
+		return []SmokeResult{r}
+	}
+	holder, err := o.Holder(ctx, vip)
+	if err != nil {
+		return broken(fmt.Errorf("find the box that holds vip %q: %w", vip.Name, err))
+	}
+	var results []SmokeResult
+	for _, box := range s.Standby.Boxes {
+		if box == holder {
+			continue
+		}
+		own, ok := proxy.Direct(t, box, s.Service)
+		if !ok {
+			results = append(results, SmokeResult{Smoke: s, Box: box, Err: fmt.Errorf(
+				"smoke %q on lb %q: ftp_service %q cannot be reached at the box's own address, where an earlier service has one of its ports",
+				s.Name, box.Name, s.Service.Name)})
+			continue
+		}
+		results = append(results, prove(ctx, s, box, own.String(), dial))
+	}
+	return results
+}
+
+// explain adds to the error of a VIP that does not answer who holds it.
+func (o *SmokeOptions) explain(ctx context.Context, vip *blueprints.VIP, err error) error {
+	holder, lookup := o.Holder(ctx, vip)
+	switch {
+	case lookup != nil:
+		return fmt.Errorf("%w (who holds vip %q cannot be told: %w)", err, vip.Name, lookup)
+	case holder == nil:
+		return fmt.Errorf("%w (no box holds vip %q)", err, vip.Name)
+	}
+	return fmt.Errorf("%w (lb %q holds vip %q)", err, holder.Name, vip.Name)
+}
+
+// prove runs a block against one address: the VIP, or a box's own.
+func prove(ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host string, dial ftp.DialFunc) SmokeResult {
+	service := s.Service
+	r := SmokeResult{Smoke: s, Box: box, Address: net.JoinHostPort(host, strconv.Itoa(service.ControlPort))}
+	p := ftp.Probe{
+		Address: r.Address, User: s.User.Name, Password: s.User.Password.Reveal(), Modes: s.Modes,
+		PortFirst: service.PassiveFirst, PortLast: service.PassiveLast, EveryPort: s.EveryPort,
+		Upload: s.Upload, LongIdle: s.LongIdle, Dial: dial, Timeout: min(s.Timeout, ftp.DefaultTimeout),
+	}
+	if service.VIP.Address.Is4() {
+		p.ExpectAddress = service.VIP.Address
+	}
+	if box != nil {
+		p.Modes = []string{ftp.EPSV} // 227 would lead to the VIP, and so to the other box
+	}
+	if !s.User.Writable {
+		p.Upload = 0
+	}
+	limit := s.Timeout + s.LongIdle
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within its timeout of %s", limit))
+	defer cancel()
+	start := time.Now()
+	var err error
+	r.Report, err = p.Run(ctx)
+	r.Took = time.Since(start)
+	if err != nil {
+		r.Err = fmt.Errorf("smoke %q at %s%s: %w", s.Name, r.Address, onBox(box), err)
+	}
+	return r
+}
+
+func onBox(box *blueprints.Box) string {
+	if box == nil {
+		return ""
+	}
+	return fmt.Sprintf(" (lb %q)", box.Name)
+}
