@@ -34,19 +34,25 @@ var nativeCodes = map[string]code{
 // Files are the sources that a blueprint was loaded from, as its diagnostics quote them.
 type Files struct {
 	sources map[string]*hcl.File
+	hidden  []hcl.Range // where secrets stand that maskLiterals does not know of
 }
 
 // Write renders diagnostics for people: severity, summary, code, the lines they are about
 // and what to do. Width 0 is no wrapping. Literals given to arguments that hold secrets
 // are masked in the lines.
 func (f *Files) Write(w io.Writer, diags hcl.Diagnostics, width int, color bool) error {
-	out := hcl.NewDiagnosticTextWriter(w, f.sources, uint(max(width, 0)), color)
+	masked := map[string]*hcl.File{}
+	for _, d := range diags {
+		if d.Subject != nil && masked[d.Subject.Filename] == nil && f.sources[d.Subject.Filename] != nil {
+			masked[d.Subject.Filename] = f.masked(d.Subject.Filename)
+		}
+	}
+	out := hcl.NewDiagnosticTextWriter(w, masked, uint(max(width, 0)), color)
 	for _, d := range diags {
 		shown := *d
 		if c := Code(d); c != "" {
 			shown.Summary += " [" + c + "]"
 		}
-		shown.Expression, shown.EvalContext = nil, nil // their values are for provenance to tell
 		if err := out.WriteDiagnostic(&shown); err != nil {
 			return fmt.Errorf("write diagnostics: %w", err)
 		}
@@ -54,22 +60,20 @@ func (f *Files) Write(w io.Writer, diags hcl.Diagnostics, width int, color bool)
 	return nil
 }
 
-func (f *Files) add(name string, file *hcl.File, src []byte) {
-	shown := &hcl.File{Bytes: maskLiterals(name, src)}
-	if file != nil {
-		shown.Body, shown.Nav = file.Body, file.Nav
+// masked returns a source whose secrets are hidden.
+func (f *Files) masked(name string) *hcl.File {
+	file := *f.sources[name]
+	file.Bytes = maskLiterals(name, file.Bytes)
+	for _, r := range f.hidden {
+		if r.Filename == name && r.CanSliceBytes(file.Bytes) {
+			maskBytes(file.Bytes[r.Start.Byte:r.End.Byte])
+		}
 	}
-	f.sources[name] = shown
+	return &file
 }
 
 // mask hides a range of a source.
-func (f *Files) mask(r hcl.Range) {
-	file := f.sources[r.Filename]
-	if file == nil || !r.CanSliceBytes(file.Bytes) {
-		return
-	}
-	maskBytes(file.Bytes[r.Start.Byte:r.End.Byte])
-}
+func (f *Files) mask(r hcl.Range) { f.hidden = append(f.hidden, r) }
 
 // maskBytes overwrites in place, so that positions stay what they were.
 func maskBytes(b []byte) {
@@ -157,9 +161,27 @@ func (l *loader) report(s hcl.DiagnosticSeverity, c code, at place, summary, for
 	})
 }
 
+// conceal remembers the texts in a value that is about to be marked sensitive. Our own messages go
+// by the mark, but some of hcl's quote values, marked or not (a duplicate key of a for expression).
+func (l *loader) conceal(v cty.Value) {
+	v, _ = v.UnmarkDeep()
+	_ = cty.Walk(v, func(_ cty.Path, part cty.Value) (bool, error) {
+		if part.Type() == cty.String && part.IsKnown() && !part.IsNull() && part.AsString() != "" {
+			l.secrets = append(l.secrets, part.AsString())
+		}
+		return true, nil
+	})
+}
+
 // native passes on what hcl found, under our codes where there is one.
 func (l *loader) native(diags hcl.Diagnostics) {
 	for _, d := range diags {
+		for _, secret := range l.secrets {
+			d.Detail = strings.ReplaceAll(d.Detail, quoted(secret), "(sensitive)")
+			if len(secret) > 3 { // a shorter one would be found in any text
+				d.Detail = strings.ReplaceAll(d.Detail, secret, "(sensitive)")
+			}
+		}
 		if d.Subject == nil && d.Severity == hcl.DiagError {
 			d.Subject = d.Context
 		}

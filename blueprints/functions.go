@@ -49,7 +49,7 @@ func (l *loader) functions() map[string]function.Function {
 		"filesha256":    l.fileSHA256(),
 		"nonsensitive":  nonsensitive,
 		"ports":         ports,
-		"sensitive":     markSensitive,
+		"sensitive":     l.sensitive(),
 
 		"abs": stdlib.AbsoluteFunc, "ceil": stdlib.CeilFunc, "chomp": stdlib.ChompFunc,
 		"chunklist": stdlib.ChunklistFunc, "coalesce": stdlib.CoalesceFunc, "coalescelist": stdlib.CoalesceListFunc,
@@ -67,6 +67,7 @@ func (l *loader) functions() map[string]function.Function {
 		"title": stdlib.TitleFunc, "trim": stdlib.TrimFunc, "trimprefix": stdlib.TrimPrefixFunc,
 		"trimspace": stdlib.TrimSpaceFunc, "trimsuffix": stdlib.TrimSuffixFunc, "upper": stdlib.UpperFunc,
 		"values": stdlib.ValuesFunc, "zipmap": stdlib.ZipmapFunc,
+		"tobool": stdlib.MakeToFunc(cty.Bool), "tonumber": stdlib.MakeToFunc(cty.Number), "tostring": stdlib.MakeToFunc(cty.String),
 	}
 	for name, f := range all {
 		all[name] = discreet(f)
@@ -154,6 +155,7 @@ func (l *loader) env() function.Function {
 			case len(args) == 2 && !secretName.MatchString(name):
 				return cty.StringVal(value), nil
 			}
+			l.conceal(cty.StringVal(value))
 			return cty.StringVal(value).Mark(sensitive), nil
 		},
 	})
@@ -250,11 +252,16 @@ func (l *loader) path(p string) (string, error) {
 	return filepath.Join(l.dir, p), nil
 }
 
-var markSensitive = function.New(&function.Spec{
-	Params: []function.Parameter{{Name: "value", Type: cty.DynamicPseudoType, AllowNull: true, AllowDynamicType: true}},
-	Type:   func(args []cty.Value) (cty.Type, error) { return args[0].Type(), nil },
-	Impl:   func(args []cty.Value, _ cty.Type) (cty.Value, error) { return args[0].Mark(sensitive), nil },
-})
+func (l *loader) sensitive() function.Function {
+	return function.New(&function.Spec{
+		Params: []function.Parameter{{Name: "value", Type: cty.DynamicPseudoType, AllowNull: true, AllowDynamicType: true}},
+		Type:   func(args []cty.Value) (cty.Type, error) { return args[0].Type(), nil },
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			l.conceal(args[0])
+			return args[0].Mark(sensitive), nil
+		},
+	})
+}
 
 var nonsensitive = function.New(&function.Spec{
 	Params: []function.Parameter{{Name: "value", Type: cty.DynamicPseudoType, AllowNull: true, AllowDynamicType: true, AllowMarked: true}},

@@ -111,6 +111,7 @@ type loader struct {
 	scope    *hcl.EvalContext
 	declared map[string][]string // names of blocks by type, in order
 	blocks   map[any]*block      // what a *Box, *VIP ... was read from
+	secrets  []string            // texts that hcl must not quote; see conceal
 
 	vcenters map[string]*VCenter
 	sites    map[string]*Site
@@ -201,7 +202,7 @@ func (l *loader) parseFile(name string) hcl.Body {
 		return nil
 	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
-	l.files.add(name, file, src)
+	l.files.sources[name] = file
 	l.native(diags)
 	return file.Body
 }

@@ -4,6 +4,8 @@
 package blueprints
 
 import (
+	"fmt"
+	"io"
 	"net/netip"
 	"time"
 
@@ -30,24 +32,30 @@ type Topology struct {
 }
 
 // Secret is a value that must never be shown. Every way to format or encode it
-// gives "(sensitive)"; only Reveal returns the value, and only code that writes
-// to a target or logs in to one calls it.
-type Secret struct{ value string }
+// gives "(sensitive)", or an address where it is deep in a value that is printed;
+// only Reveal returns it, and only code that writes to a target or logs in to one
+// calls that.
+type Secret struct{ value *string }
 
 // NewSecret wraps a value.
-func NewSecret(value string) Secret { return Secret{value} }
+func NewSecret(value string) Secret { return Secret{&value} }
 
-// Reveal returns the value.
-func (s Secret) Reveal() string { return s.value }
+// Reveal returns the value, "" where there is none.
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
 
 // IsZero tells whether no value was given.
-func (s Secret) IsZero() bool { return s.value == "" }
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String implements fmt.Stringer.
 func (Secret) String() string { return "(sensitive)" }
 
-// GoString implements fmt.GoStringer.
-func (Secret) GoString() string { return "(sensitive)" }
+// Format implements fmt.Formatter: no verb shows the value.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(sensitive)") }
 
 // MarshalText implements encoding.TextMarshaler.
 func (Secret) MarshalText() ([]byte, error) { return []byte("(sensitive)"), nil }

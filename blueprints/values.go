@@ -212,6 +212,7 @@ func (l *loader) assign(v *variable, from given) {
 		return
 	}
 	if v.sensitive {
+		l.conceal(value)
 		value = value.Mark(sensitive)
 	}
 	v.value, v.ok, v.origin = value, true, from.origin
