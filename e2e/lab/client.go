@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -88,6 +89,9 @@ func Up(ctx context.Context, config Config) (fresh bool, err error) {
 	return true, followStart(ctx, config, ended)
 }
 
+// lockName is the file in a lab's directory that marks it as one.
+const lockName = "ftplab.lock"
+
 func logPath(dir string) string { return filepath.Join(dir, "lab.log") }
 
 // prepare makes what the cache lacks.
@@ -135,9 +139,17 @@ func followStart(ctx context.Context, config Config, ended <-chan error) error {
 	return err
 }
 
-// lockLab takes the lock that a lab process holds while it lives.
+// lockLab takes the lock that a lab process holds while it lives. It refuses a
+// directory that holds anything but a lab: all of it is going to be removed.
 func lockLab(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock the lab's directory: %w", err)
+	}
+	if len(entries) > 0 && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == lockName }) {
+		return nil, fmt.Errorf("%s holds %s and no lab: name an empty directory", dir, entries[0].Name())
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the lab's directory: %w", err)
 	}
@@ -163,7 +175,7 @@ func sweep(ctx context.Context, dir string) error {
 		return fmt.Errorf("clear the lab's directory: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() == "lock" {
+		if e.Name() == lockName {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
@@ -188,7 +200,9 @@ func Down(ctx context.Context, dir string) error {
 	}
 	var lock *os.File
 	err = wait(ctx, "the lab to end", 20*time.Second, 20*time.Millisecond, func(context.Context) error {
-		lock, err = lockLab(dir)
+		if lock, err = lockLab(dir); err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+			return permanent{err}
+		}
 		return err
 	})
 	if err != nil {

@@ -81,7 +81,7 @@ func (l *Lab) answer(ctx context.Context, r request, say func(string) error) (an
 	case "follow":
 		return nil, nil
 	case "status":
-		return l.status(), nil
+		return l.status(ctx)
 	case "environment":
 		return l.environment(), nil
 	case "writes":

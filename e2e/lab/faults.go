@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,7 @@ var faults = []struct {
 	{"link-up", "HOST NIC", "", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "up") }},
 	{"link-cut", "HOST NIC", "unplug the switch upstream: nothing passes, the carrier stays", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "nomaster") }},
 	{"link-join", "HOST NIC", "", func(l *Lab, ctx context.Context, a []string) error { return l.setLink(ctx, a[0], a[1], "master") }},
+	{"link-delay", "HOST NIC TIME", "delay every frame in both directions, by 100ms; 0s ends it", func(l *Lab, ctx context.Context, a []string) error { return l.delay(ctx, a[0], a[1], a[2]) }},
 	{"drop-port", "HOST PORT", "drop what is sent to one TCP port of the host", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-I") }},
 	{"undrop-port", "HOST PORT", "", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-D") }},
 	{"stop", "SERVICE HOST", "stop a service in order; it stays stopped", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "stop", a[0], a[1]) }},
@@ -64,44 +66,70 @@ func (l *Lab) fault(ctx context.Context, args []string) error {
 	return fmt.Errorf("no fault %q; there are:\n%s", args[0], FaultUsage())
 }
 
-// network finds a network by the name that its NICs have.
-func network(name string) (Network, error) {
-	i := slices.IndexFunc(networks, func(n Network) bool { return n.Name == name })
+// link finds the switch's end of a NIC.
+func (l *Lab) link(host, nic string) (peer, bridge string, err error) {
+	i := slices.IndexFunc(networks, func(n Network) bool { return n.Name == nic })
 	if i < 0 {
-		return Network{}, fmt.Errorf("no network %q: management, workload or frontend", name)
+		return "", "", fmt.Errorf("no network %q: management, workload or frontend", nic)
 	}
-	return networks[i], nil
+	bridge = networks[i].Bridge
+	if h := l.host(host); h != nil {
+		if pid, _ := h.pid(); pid == 0 {
+			return "", "", fmt.Errorf("%s is off", host)
+		}
+		for _, c := range h.nics {
+			if c.Name == nic {
+				return c.Peer, bridge, nil
+			}
+		}
+	} else if m, on := l.vcenter.Machine(host); on {
+		for group, b := range portGroups {
+			if b == bridge && m.Links[group] != "" {
+				return m.Links[group], bridge, nil
+			}
+		}
+	} else {
+		return "", "", fmt.Errorf("no host %q is on", host)
+	}
+	return "", "", fmt.Errorf("%s has no NIC in %s", host, nic)
 }
 
 // setLink changes the switch's end of a NIC.
 func (l *Lab) setLink(ctx context.Context, host, nic, state string) error {
-	n, err := network(nic)
+	peer, bridge, err := l.link(host, nic)
 	if err != nil {
 		return err
 	}
-	var peer string
-	if h := l.host(host); h != nil {
-		for _, c := range h.NICs {
-			if c.Name == nic {
-				peer = c.Peer
-			}
-		}
-	} else if m, on := l.vcenter.Machine(host); on {
-		for group, bridge := range portGroups {
-			if bridge == n.Bridge {
-				peer = m.Links[group]
-			}
-		}
-	} else {
-		return fmt.Errorf("no host %q is on", host)
-	}
-	if peer == "" {
-		return fmt.Errorf("%s has no NIC in %s", host, nic)
-	}
 	if state == "master" {
-		state += " " + n.Bridge
+		state += " " + bridge
 	}
 	return ip(ctx, "", "link set "+peer+" "+state+"\n")
+}
+
+// delay delays a NIC's frames, instead of any delay that it has.
+func (l *Lab) delay(ctx context.Context, host, nic, text string) error {
+	delay, err := time.ParseDuration(text)
+	if err != nil || delay < 0 {
+		return fmt.Errorf("%q is no time: write 100ms, or 0s to end the delay", text)
+	}
+	peer, bridge, err := l.link(host, nic)
+	if err != nil {
+		return err
+	}
+	if d, ok := l.delayed[peer]; ok {
+		delete(l.delayed, peer)
+		if err := d.end(ctx); err != nil {
+			return err
+		}
+	}
+	if delay == 0 {
+		return nil
+	}
+	d, err := delayLink(ctx, peer, bridge, delay)
+	if err == nil {
+		l.delayed[peer] = d
+	}
+	return err
 }
 
 // dropPort inserts (-I) or deletes (-D) a rule that drops packets to a TCP port
@@ -170,10 +198,11 @@ func (l *Lab) node(ctx context.Context, name string, on bool) error {
 	if err := l.kube.bootNode(ctx, i, n); err != nil {
 		return err
 	}
-	if err := l.kube.startKubelet(ctx, n); err != nil {
+	since := time.Now()
+	if err := l.kube.startKubelet(n); err != nil {
 		return err
 	}
-	return l.kube.waitNode(ctx, n)
+	return l.kube.waitNode(ctx, n, since)
 }
 
 // signal sends s to every process of a host or VM, those of its containers too.

@@ -38,6 +38,7 @@ type Host struct {
 	mu       sync.Mutex
 	init     *exec.Cmd     // nil: the power is off
 	off      chan struct{} // closed when init has ended
+	nics     []NIC         // as of the last boot
 	services []*service
 }
 
@@ -53,8 +54,8 @@ type hostSpec struct {
 	Sysctls map[string]string // below /proc/sys, of the host's own network namespace
 }
 
-// newHost makes a host's directory and network namespace; it is off.
-func newHost(ctx context.Context, labDir, name string, names hostNames, addresses ...string) (*Host, error) {
+// newHost makes a host's directory; it is off.
+func newHost(labDir, name string, names hostNames, addresses ...string) (*Host, error) {
 	h := &Host{Name: name, dir: filepath.Join(labDir, "hosts", name)}
 	for _, a := range addresses {
 		h.Addresses = append(h.Addresses, netip.MustParseAddr(a))
@@ -73,9 +74,6 @@ func newHost(ctx context.Context, labDir, name string, names hostNames, addresse
 		}
 	}
 	var err error
-	if h.NICs, err = addNetns(ctx, name, h.Addresses); err != nil {
-		return nil, fmt.Errorf("make host %s: %w", name, err)
-	}
 	if h.group, err = newCgroup(name); err != nil {
 		return nil, fmt.Errorf("make host %s: %w", name, err)
 	}
@@ -92,12 +90,18 @@ func newHost(ctx context.Context, labDir, name string, names hostNames, addresse
 // Home is the host's home directory.
 func (h *Host) Home() string { return filepath.Join(h.dir, "home") }
 
-// boot turns the power on and returns when PID 1 has made the host ready for processes.
+// boot turns the power on and returns when PID 1 has made the host ready for
+// processes. Its network is that of a machine that nothing has configured but
+// its addresses.
 func (h *Host) boot(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.init != nil {
 		return nil
+	}
+	var err error
+	if h.nics, err = addNetns(ctx, h.Name, h.Addresses); err != nil {
+		return fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	spec, err := json.Marshal(h.spec)
 	if err != nil {
@@ -156,10 +160,11 @@ func (h *Host) boot(ctx context.Context) error {
 	return nil
 }
 
-// cut turns the power off: every process of the host is gone when it returns.
+// cut turns the power off: when it returns every process of the host is gone,
+// and its addresses and all that its kernel would still forward are too.
 func (h *Host) cut(ctx context.Context) error {
 	h.mu.Lock()
-	init, off := h.init, h.off
+	init, off, nics := h.init, h.off, h.nics
 	h.services = nil
 	h.mu.Unlock()
 	if init == nil {
@@ -168,7 +173,7 @@ func (h *Host) cut(ctx context.Context) error {
 	if err := init.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("cut the power of %s: %w", h.Name, err)
 	}
-	return wait(ctx, h.Name+" to be off", 10*time.Second, 10*time.Millisecond, func(context.Context) error {
+	err := wait(ctx, h.Name+" to be off", 10*time.Second, 10*time.Millisecond, func(context.Context) error {
 		select {
 		case <-off:
 			return nil
@@ -176,6 +181,10 @@ func (h *Host) cut(ctx context.Context) error {
 			return errors.New("its processes are still ending")
 		}
 	})
+	if err != nil {
+		return err
+	}
+	return removeNetns(ctx, h.Name, nics)
 }
 
 // pid is that of the host's PID 1 as the lab process sees it, 0 where the power

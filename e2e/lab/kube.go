@@ -81,14 +81,15 @@ func (k *kubernetes) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	since := time.Now()
 	for _, n := range k.nodes {
-		if err := k.startKubelet(ctx, n); err != nil {
+		if err := k.startKubelet(n); err != nil {
 			return err
 		}
 	}
 	k.say("waiting for the nodes to be ready")
 	for _, n := range k.nodes {
-		if err := k.waitNode(ctx, n); err != nil {
+		if err := k.waitNode(ctx, n, since); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vmware/govmomi/view"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -52,7 +55,8 @@ type Lab struct {
 	kube    *kubernetes
 	vcenter *VCenter
 
-	faults sync.Mutex // held while a fault is made or mended
+	faults  sync.Mutex // held while a fault is made or mended
+	delayed map[string]delayedLink
 }
 
 // Run is the lab process: it brings the lab up, answers on the control socket
@@ -60,7 +64,7 @@ type Lab struct {
 func Run(ctx context.Context, dir string, log func(string)) error {
 	lock := inherited("lock") // held until this process ends
 	defer lock.Close()
-	l := &Lab{dir: dir, progress: newProgress(log)}
+	l := &Lab{dir: dir, progress: newProgress(log), delayed: map[string]delayedLink{}}
 	assets, err := os.ReadFile(filepath.Join(dir, "assets.json"))
 	if err == nil {
 		err = json.Unmarshal(assets, &l.assets)
@@ -101,7 +105,7 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := cmp.Or(os.WriteFile(l.caFile(), ca.PEM, 0o644), l.writeKey(), startNetworks(ctx)); err != nil {
 		return err
 	}
-	if err := l.makeHosts(ctx, ca); err != nil {
+	if err := l.makeHosts(ca); err != nil {
 		return err
 	}
 	parts := []func() error{
@@ -129,7 +133,7 @@ func (l *Lab) up(ctx context.Context) error {
 }
 
 // makeHosts makes every host; all are off.
-func (l *Lab) makeHosts(ctx context.Context, ca *CA) error {
+func (l *Lab) makeHosts(ca *CA) error {
 	names := hostNames{
 		"vcenter.lab.example": LabAddress.String(),
 		"haproxy-a":           "192.0.2.11",
@@ -147,7 +151,7 @@ func (l *Lab) makeHosts(ctx context.Context, ca *CA) error {
 		{"client", []string{"203.0.113.50", "203.0.113.51"}},
 		{controlPlane, []string{apiOutside, apiInside}},
 	} {
-		made, err := newHost(ctx, l.dir, h.name, names, h.addresses...)
+		made, err := newHost(l.dir, h.name, names, h.addresses...)
 		if err != nil {
 			return err
 		}
@@ -166,7 +170,7 @@ func (l *Lab) makeHosts(ctx context.Context, ca *CA) error {
 		return fmt.Errorf("make the cluster's storage: %w", err)
 	}
 	for i := range workers {
-		n, err := l.kube.newNode(ctx, l.dir, names, i)
+		n, err := l.kube.newNode(l.dir, names, i)
 		if err != nil {
 			return err
 		}
@@ -303,7 +307,7 @@ type HostState struct {
 	Services  []string `json:",omitempty"` // NAME=STATE
 }
 
-func (l *Lab) status() []HostState {
+func (l *Lab) status(ctx context.Context) ([]HostState, error) {
 	var all []HostState
 	for _, h := range l.hosts {
 		s := HostState{Name: h.Name, Kind: "host", State: "on"}
@@ -319,5 +323,37 @@ func (l *Lab) status() []HostState {
 		s.Services = h.serviceStates()
 		all = append(all, s)
 	}
-	return all
+	vms, err := l.vmStates(ctx)
+	return append(all, vms...), err
+}
+
+// vmStates lists the VMs as vCenter shows them, templates left out.
+func (l *Lab) vmStates(ctx context.Context) ([]HostState, error) {
+	views := view.NewManager(l.vcenter.client)
+	all, err := views.CreateContainerView(ctx, l.vcenter.client.ServiceContent.RootFolder, []string{"VirtualMachine"}, true)
+	if err != nil {
+		return nil, fmt.Errorf("list the VMs: %w", err)
+	}
+	defer all.Destroy(ctx)
+	var vms []mo.VirtualMachine
+	if err := all.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.template", "runtime.powerState", "guest.net"}, &vms); err != nil {
+		return nil, fmt.Errorf("list the VMs: %w", err)
+	}
+	var states []HostState
+	for _, vm := range vms {
+		if vm.Config != nil && vm.Config.Template {
+			continue
+		}
+		s := HostState{Name: vm.Name, Kind: "VM", State: "off"}
+		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+			s.State = "on"
+		}
+		if vm.Guest != nil {
+			for _, nic := range vm.Guest.Net {
+				s.Addresses = append(s.Addresses, nic.IpAddress...)
+			}
+		}
+		states = append(states, s)
+	}
+	return states, nil
 }

@@ -83,6 +83,19 @@ func addNetns(ctx context.Context, name string, addresses []netip.Addr) ([]NIC, 
 	return nics, nil
 }
 
+// removeNetns removes a network namespace and its NICs. These go first and by
+// name: a namespace lives on for a moment after it is removed.
+func removeNetns(ctx context.Context, name string, nics []NIC) error {
+	var batch strings.Builder
+	for _, nic := range nics {
+		fmt.Fprintf(&batch, "link del %s\n", nic.Peer)
+	}
+	if err := ip(ctx, "", batch.String()); err != nil {
+		return fmt.Errorf("disconnect %s: %w", name, err)
+	}
+	return run(ctx, "ip", "netns", "del", name)
+}
+
 // ip runs lines of ip(8) commands in network namespace netns, "" being the
 // lab's own, and stops at the first that is refused.
 func ip(ctx context.Context, netns, batch string) error {

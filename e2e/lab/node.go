@@ -23,9 +23,9 @@ const (
 )
 
 // newNode makes worker i; it is off.
-func (k *kubernetes) newNode(ctx context.Context, labDir string, names hostNames, i int) (*Host, error) {
+func (k *kubernetes) newNode(labDir string, names hostNames, i int) (*Host, error) {
 	w := workers[i]
-	h, err := newHost(ctx, labDir, w.name, names, w.address)
+	h, err := newHost(labDir, w.name, names, w.address)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +237,7 @@ func (k *kubernetes) bootNode(ctx context.Context, i int, n *Host) error {
 }
 
 // startKubelet makes the node part of the cluster.
-func (k *kubernetes) startKubelet(ctx context.Context, n *Host) error {
+func (k *kubernetes) startKubelet(n *Host) error {
 	kubelet := []string{
 		nodeBinary, "kubelet", "--config=" + nodeConf + "/kubelet.json", "--kubeconfig=" + nodeConf + "/kubelet.kubeconfig",
 		"--hostname-override=" + n.Name, "--node-ip=" + n.Addresses[0].String(),
@@ -250,24 +250,30 @@ func (k *kubernetes) startKubelet(ctx context.Context, n *Host) error {
 	return err
 }
 
-// waitNode waits until the cluster says that the node is ready.
-func (k *kubernetes) waitNode(ctx context.Context, n *Host) error {
+// waitNode waits until the node's kubelet, started at since, says that it is ready.
+func (k *kubernetes) waitNode(ctx context.Context, n *Host, since time.Time) error {
 	what := fmt.Sprintf("node %s to be ready (log: %s)", n.Name, filepath.Join(n.dir, "log", "kubelet.log"))
 	return wait(ctx, what, 90*time.Second, 100*time.Millisecond, func(ctx context.Context) error {
 		var node struct {
 			Status struct {
-				Conditions []struct{ Type, Status, Message string }
+				Conditions []struct {
+					Type, Status, Message string
+					LastHeartbeatTime     time.Time // in whole seconds
+				}
 			}
 		}
 		if err := k.api.call(ctx, "GET", "/api/v1/nodes/"+n.Name, nil, &node); err != nil {
 			return err
 		}
 		for _, c := range node.Status.Conditions {
-			if c.Type == "Ready" && c.Status == "True" {
-				return nil
-			}
-			if c.Type == "Ready" {
+			switch {
+			case c.Type != "Ready":
+			case c.LastHeartbeatTime.Before(since.Truncate(time.Second)):
+				return fmt.Errorf("its kubelet was heard last at %s", c.LastHeartbeatTime.Format(time.TimeOnly))
+			case c.Status != "True":
 				return errors.New(c.Message)
+			default:
+				return nil
 			}
 		}
 		return errors.New("it has no Ready condition yet")
