@@ -109,7 +109,7 @@ func (m *machine) boot(ctx context.Context, dir string, guestinfo map[string]str
 // machine writes kept in dir.
 func (m *machine) mountDisk(dir, template string) error {
 	upper, work := filepath.Join(dir, "disk"), filepath.Join(dir, "work")
-	for _, d := range []string{upper, work, m.root, m.guestinfo} {
+	for _, d := range []string{upper, work, m.root} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}

@@ -16,26 +16,32 @@ import (
 // Only the guest's root may read any of it, as only root reaches the real one.
 func writeGuestinfo(dir string, guestinfo map[string]string) error {
 	values := filepath.Join(dir, "values")
-	if err := os.RemoveAll(values); err != nil {
-		return err
-	}
 	for _, d := range []string{dir, values, filepath.Join(dir, "set")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return err
-	}
 	for key, value := range guestinfo {
 		if !validGuestinfoKey(key) {
 			continue // the guest could not name it
 		}
-		if err := replaceFile(filepath.Join(values, key), value); err != nil {
+		if err := replaceFile(dir, "values/"+key, value); err != nil {
 			return err
 		}
 	}
-	return replaceFile(filepath.Join(dir, "environment"), renderEnvironment(guestinfo))
+	// The guest may be reading: only what has gone is removed.
+	entries, err := os.ReadDir(values)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if _, ok := guestinfo[entry.Name()]; !ok {
+			if err := os.Remove(filepath.Join(values, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return replaceFile(dir, "environment", renderEnvironment(guestinfo))
 }
 
 // renderEnvironment gives guestinfo to DataSourceVMware's environment transport
@@ -61,10 +67,12 @@ func validGuestinfoKey(key string) bool {
 	return ok && name != "" && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == ""
 }
 
-// replaceFile writes a file that its readers see either old or new.
-func replaceFile(path, text string) error {
-	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+// replaceFile writes file name below dir so that its readers see either the old
+// or the new text.
+func replaceFile(dir, name, text string) error {
+	temporary := filepath.Join(dir, "new")
+	if err := os.WriteFile(temporary, []byte(text), 0o600); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	return os.Rename(temporary, filepath.Join(dir, name))
 }

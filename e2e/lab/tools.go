@@ -180,7 +180,7 @@ func (g *guest) takeGuestinfo() error {
 		if err == nil {
 			g.publish(key, string(value))
 			// Before the guest is told that it is set.
-			err = replaceFile(filepath.Join(g.machine.guestinfo, "values", key), string(value))
+			err = replaceFile(g.machine.guestinfo, "values/"+key, string(value))
 		}
 		errs = append(errs, err, os.RemoveAll(path))
 	}

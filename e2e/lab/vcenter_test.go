@@ -216,7 +216,7 @@ func (s *site) clone(name string, n int) *object.VirtualMachine {
 	user := "#cloud-config\nusers:\n  - name: ansible\n    lock_passwd: false\n    ssh_authorized_keys: [" + strings.TrimSpace(string(public)) + "]\n" +
 		"write_files:\n  - path: /var/lib/cloud/scripts/per-boot/hostkeys\n    permissions: '0755'\n    encoding: b64\n    content: " + b64(publishHostKeys) + "\n"
 	s.task(vm.Reconfigure(ctx, types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{
-		&types.OptionValue{Key: "guestinfo.metadata", Value: b64(meta)}, &types.OptionValue{Key: "guestinfo.metadata.encoding", Value: "base64"},
+		&types.OptionValue{Key: "guestinfo.metadata", Value: meta}, // with its line ends and quotes
 		&types.OptionValue{Key: "guestinfo.userdata", Value: b64(user)}, &types.OptionValue{Key: "guestinfo.userdata.encoding", Value: "base64"},
 	}}))
 	return vm
@@ -370,9 +370,28 @@ func TestVCenterMachine(t *testing.T) {
 	if out, err := s.ssh(a, 11, "", "sudo -n id -u"); err == nil {
 		t.Errorf("sudo asks for no password: %s", out)
 	}
-	if out := s.sudo(a, 11, "vmware-rpctool \"info-get guestinfo.metadata\""); out != s.guestinfo(a, "guestinfo.metadata") {
+	if out := s.sudo(a, 11, "vmware-rpctool \"info-get guestinfo.metadata\""); out != strings.TrimSpace(s.guestinfo(a, "guestinfo.metadata")) {
 		t.Errorf("the guest reads guestinfo.metadata as %q", out)
 	}
+
+	for command, says := range map[string]string{
+		"info-set ftpdeploy.deployment mine": "Permission denied",
+		"info-set guestinfo./etc/passwd x":   "Invalid key",
+		"info-get guestinfo.nothing":         "No value found",
+	} {
+		out, err := s.ssh(a, 11, testAccount+"\n", "sudo -S -p '' vmware-rpctool '"+command+"'")
+		if err == nil || out != says {
+			t.Errorf("vmware-rpctool %q: %q (%v), want %q", command, out, err, says)
+		}
+	}
+	s.task(a.Reconfigure(ctx, types.VirtualMachineConfigSpec{ExtraConfig: []types.BaseOptionValue{&types.OptionValue{Key: "guestinfo.later", Value: "here"}}}))
+	s.until("the guest to see what vCenter sets", 10*time.Second, func() error {
+		out, err := s.ssh(a, 11, testAccount+"\n", "sudo -S -p '' vmware-rpctool 'info-get guestinfo.later'")
+		if err != nil || out != "here" {
+			return fmt.Errorf("%q (%w)", out, err)
+		}
+		return nil
+	})
 
 	s.sudo(a, 11, "echo kept >/var/tmp/disk")
 	s.task(a.PowerOff(ctx))
