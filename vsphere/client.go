@@ -44,6 +44,10 @@ var (
 // every newer vCenter serves. A version newer than the server's may be refused.
 const apiVersion = "7.0"
 
+// requestBound is how long vCenter may take to answer one request. None of ours
+// waits: tasks and guests are asked again and again.
+const requestBound = 2 * time.Minute
+
 // Config says where a vCenter is and how it is trusted and entered. At most one
 // of CAFile, Thumbprint and Insecure is set; none means the system's roots.
 type Config struct {
@@ -85,6 +89,7 @@ func Connect(ctx context.Context, config Config) (*Client, error) {
 	c := &Client{datacenter: strings.Trim(config.Datacenter, "/"), server: address.Host, user: user}
 	transport := soap.NewClient(address, config.Insecure)
 	transport.Version = apiVersion
+	transport.Timeout = requestBound
 	pool := transport.DefaultTransport()
 	pool.Proxy = nil // the environment is read by cmd only
 	pool.MaxIdleConnsPerHost = 16

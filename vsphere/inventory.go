@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ type Inventory struct {
 	vms      map[string]*ref  // by instanceUuid; nil = not there
 	machines map[ref]*mo.VirtualMachine
 	clusters map[ref]*mo.ClusterComputeResource
-	networks map[ref]mo.Network
+	networks map[ref]string // names
 	switches map[ref]string // uuid of the switch, by port group
 	denied   error          // privileges that the account lacks to make what is not there
 }
@@ -67,18 +68,22 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 	if err := c.read(ctx, i); err != nil {
 		return nil, fmt.Errorf("read the inventory of vCenter %s: %w", c.server, err)
 	}
-	var needed []thing
+	var needed, used []thing // used: what making a VM or rules takes privileges on
 	incomplete := false
 	for _, s := range specs {
 		if i.vms[s.UUID()] != nil {
 			needed = append(needed, c.networksOf(s)...)
-		} else {
-			needed = append(needed, c.needs(s)...)
-			incomplete = true
+			continue
 		}
+		incomplete = true
+		needed = append(needed, c.needs(s)...)
+		used = append(used, c.needs(s)...)
 	}
 	for _, p := range placements {
 		needed = append(needed, c.cluster(p.Cluster))
+		if len(p.Names()) > 0 {
+			used = append(used, c.cluster(p.Cluster))
+		}
 	}
 	for _, t := range needed {
 		if i.refs[t.path] == nil && i.missing[t.path] == nil {
@@ -89,7 +94,7 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 	}
 	if incomplete {
 		var err error
-		if i.denied, err = c.denied(ctx, i, needed); err != nil {
+		if i.denied, err = c.denied(ctx, i, used); err != nil {
 			return nil, err
 		}
 	}
@@ -132,7 +137,6 @@ func (c *Client) networksOf(s Spec) []thing {
 // needs is what must be there to make the VM.
 func (c *Client) needs(s Spec) []thing {
 	all := append(c.networksOf(s),
-		c.cluster(s.Cluster),
 		thing{"resource pool", c.poolPath(s)},
 		thing{"folder", c.folderPath(s)})
 	if s.Template != "" {
@@ -157,7 +161,7 @@ func (c *Client) newLookup() *lookup {
 	return &lookup{client: c, inventory: &Inventory{
 		client: c, refs: map[string]*ref{}, missing: map[string]error{}, vms: map[string]*ref{},
 		machines: map[ref]*mo.VirtualMachine{}, clusters: map[ref]*mo.ClusterComputeResource{},
-		networks: map[ref]mo.Network{}, switches: map[ref]string{},
+		networks: map[ref]string{}, switches: map[ref]string{},
 	}}
 }
 
@@ -221,10 +225,9 @@ func (c *Client) read(ctx context.Context, i *Inventory) error {
 	}
 	filter := types.PropertyFilterSpec{PropSet: []types.PropertySpec{
 		{Type: "VirtualMachine", PathSet: machineProperties},
-		{Type: "ClusterComputeResource", PathSet: []string{"name", "host", "configurationEx"}},
-		{Type: "Network", PathSet: []string{"name"}},
+		{Type: "ClusterComputeResource", PathSet: []string{"host", "configurationEx"}},
+		{Type: "DistributedVirtualPortgroup", PathSet: []string{"name", "config.distributedVirtualSwitch"}},
 		{Type: "DistributedVirtualSwitch", PathSet: []string{"uuid"}},
-		{Type: "DistributedVirtualPortgroup", PathSet: []string{"config.distributedVirtualSwitch"}},
 	}}
 	seen := map[ref]bool{}
 	add := func(r *ref) {
@@ -233,13 +236,16 @@ func (c *Client) read(ctx context.Context, i *Inventory) error {
 		}
 		seen[*r] = true
 		switch r.Type {
-		case "VirtualMachine", "ClusterComputeResource", "Network":
+		case "VirtualMachine", "ClusterComputeResource":
 			filter.ObjectSet = append(filter.ObjectSet, types.ObjectSpec{Obj: *r})
 		case "DistributedVirtualPortgroup":
 			filter.ObjectSet = append(filter.ObjectSet, types.ObjectSpec{Obj: *r, SelectSet: traverse(r.Type, "config.distributedVirtualSwitch")})
 		}
 	}
-	for _, r := range i.refs {
+	for at, r := range i.refs {
+		if r != nil && r.Type == "Network" { // a standard port group: its name is all that we need
+			i.networks[*r] = path.Base(at)
+		}
 		add(r)
 	}
 	for _, r := range i.vms {
@@ -263,10 +269,8 @@ func (c *Client) read(ctx context.Context, i *Inventory) error {
 			i.machines[o.Obj] = object
 		case *mo.ClusterComputeResource:
 			i.clusters[o.Obj] = object
-		case *mo.Network:
-			i.networks[o.Obj] = *object
 		case *mo.DistributedVirtualPortgroup:
-			i.networks[o.Obj] = object.Network
+			i.networks[o.Obj] = object.Name
 			if s := object.Config.DistributedVirtualSwitch; s != nil {
 				switchOf[o.Obj] = *s
 			}
@@ -284,26 +288,26 @@ func (c *Client) read(ctx context.Context, i *Inventory) error {
 
 // network resolves the port group of n and says how a NIC is backed by it.
 func (i *Inventory) network(n NIC) (types.BaseVirtualDeviceBackingInfo, error) {
-	path := i.client.networkPath(n)
-	r := i.refs[path]
+	at := i.client.networkPath(n)
+	r := i.refs[at]
 	if r == nil {
-		return nil, i.missing[path]
+		return nil, i.missing[at]
 	}
 	switch r.Type {
 	case "DistributedVirtualPortgroup":
 		if i.switches[*r] == "" {
-			return nil, fmt.Errorf("port group %s: the account may not see its switch", path)
+			return nil, fmt.Errorf("port group %s: the account may not see its switch", at)
 		}
 		return &types.VirtualEthernetCardDistributedVirtualPortBackingInfo{
 			Port: types.DistributedVirtualSwitchPortConnection{PortgroupKey: r.Value, SwitchUuid: i.switches[*r]},
 		}, nil
 	case "Network":
 		return &types.VirtualEthernetCardNetworkBackingInfo{
-			VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: i.networks[*r].Name},
+			VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: i.networks[*r]},
 			Network:                        r,
 		}, nil
 	}
-	return nil, fmt.Errorf("port group %s is a %s: a NIC needs a distributed or a standard port group", path, r.Type)
+	return nil, fmt.Errorf("port group %s is a %s: a NIC needs a distributed or a standard port group", at, r.Type)
 }
 
 // backs tells which network is behind a NIC. Only the port group counts: vCenter
@@ -323,9 +327,9 @@ func backs(backing types.BaseVirtualDeviceBackingInfo) string {
 
 // networkName is the name of a network by its key, or the key where it is none of the deployment's.
 func (i *Inventory) networkName(key string) string {
-	for r, n := range i.networks {
-		if r.Value == key && n.Name != "" {
-			return n.Name
+	for r, name := range i.networks {
+		if r.Value == key {
+			return name
 		}
 	}
 	return key

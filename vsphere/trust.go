@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// connectBound is how long a connection may take to be made and verified.
+const connectBound = 30 * time.Second
+
 // trust opens TLS connections to a server that has been verified.
 type trust struct {
 	dialer func(ctx context.Context, network, address string) (net.Conn, error)
@@ -23,7 +26,7 @@ type trust struct {
 func newTrust(config Config) (*trust, error) {
 	t := &trust{dialer: config.Dial, config: &tls.Config{MinVersion: tls.VersionTLS12}}
 	if t.dialer == nil {
-		t.dialer = (&net.Dialer{Timeout: 30 * time.Second}).DialContext
+		t.dialer = (&net.Dialer{}).DialContext
 	}
 	switch {
 	case config.Insecure:
@@ -56,6 +59,8 @@ func colons(sum []byte) string {
 }
 
 func (t *trust) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectBound)
+	defer cancel()
 	plain, err := t.dialer(ctx, network, address)
 	if err != nil {
 		return nil, err

@@ -692,3 +692,79 @@ func TestConflict(t *testing.T) {
 		t.Errorf("sent the change version %q, want %q", sent, vm.Config.ChangeVersion)
 	}
 }
+
+// Whoever interrupts a clone has it cancelled: it must not appear later.
+func TestInterruptedClone(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cloning := false
+	s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
+		if cloning && method == "RetrievePropertiesEx" {
+			cancel()
+		}
+		cloning = cloning || method == "CloneVM_Task"
+		return nil
+	})
+	if err := c.Create(ctx, spec(1), quiet); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if n := s.Calls("CancelTask"); n != 1 {
+		t.Errorf("the task was cancelled %d times", n)
+	}
+}
+
+func TestShutDownWithoutTools(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	create(t, c, spec(1))
+	if err := c.PowerOn(t.Context(), deployment, "lb1"); err != nil {
+		t.Fatal(err)
+	}
+	s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
+		if method == "ShutdownGuest" {
+			return &types.ToolsUnavailable{}
+		}
+		return nil
+	})
+	if err := c.ShutDown(t.Context(), deployment, "lb1", quiet); err != nil {
+		t.Fatal(err)
+	}
+	if _, vm := s.VM(t, vcsim.Folder+"/lb1"); vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
+		t.Error("it is on")
+	}
+}
+
+func TestStandardPortGroup(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	one := spec(1)
+	create(t, c, one)
+	one.NICs[1].PortGroup = "VM Network"
+	e := edit(t, c, one)
+	if e == nil || !strings.Contains(fmt.Sprint(e.Differences), "{nic.workload.port_group ") || !strings.Contains(fmt.Sprint(e.Differences), " VM Network}") {
+		t.Fatalf("differs: %+v", e)
+	}
+	if err := c.Reconfigure(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	if e := edit(t, c, one); e != nil {
+		t.Errorf("still differs: %v", e.Differences)
+	}
+}
+
+// A member that runs outside the cluster is not placed by its rules.
+func TestRulesElsewhere(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	one, two := spec(1), spec(2)
+	create(t, c, one)
+	create(t, c, two)
+	_, vm := s.VM(t, vcsim.Folder+"/lb2")
+	s.RemoveHost(*vm.Runtime.Host)
+	p := placement(one, two)
+	if _, err := observe(t, c, nil, p).Rules(p); err == nil || !strings.Contains(err.Error(), "runs outside cluster DC0_C0") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -397,3 +397,11 @@ func (s *Server) ExpireSessions(t testing.TB) {
 
 // CloseConnections cuts every connection; the server goes on to listen.
 func (s *Server) CloseConnections() { s.http.CloseClientConnections() }
+
+// RemoveHost takes a host out of the cluster with all that runs on it.
+func (s *Server) RemoveHost(host types.ManagedObjectReference) {
+	for _, c := range s.Model.Map().All("ClusterComputeResource") {
+		cluster := c.(*simulator.ClusterComputeResource)
+		cluster.Host = slices.DeleteFunc(cluster.Host, func(h types.ManagedObjectReference) bool { return h == host })
+	}
+}
