@@ -91,6 +91,15 @@ const notLoaded = 75 // EX_TEMPFAIL of sysexits.h: the exit status that stands f
 // Start starts a daemon and returns when it runs.
 func (h *Host) Start(ctx context.Context, d Daemon) error { return h.load(ctx, d, "start") }
 
+// Running tells whether a daemon runs now.
+func (h *Host) Running(ctx context.Context, d Daemon) (bool, error) {
+	out, err := h.Run(ctx, d.head()+daemonScript+"show ActiveState", nil)
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", d.Unit, err)
+	}
+	return strings.TrimSpace(string(out)) == "active", nil
+}
+
 // Reload makes a running daemon load its configuration and returns when it has:
 // when a new worker runs, or when the log says so. It never restarts.
 func (h *Host) Reload(ctx context.Context, d Daemon) error { return h.load(ctx, d, "reload") }
@@ -142,6 +151,16 @@ func (h *Host) Enable(ctx context.Context, units ...string) error {
 // Disable stops units and has them not start at boot.
 func (h *Host) Disable(ctx context.Context, units ...string) error {
 	return h.systemctl(ctx, "disable --now", units)
+}
+
+// LetGo has a running service go on with the configuration that others gave it,
+// or stops it where there is none.
+func (h *Host) LetGo(ctx context.Context, unit, config string) error {
+	script := fmt.Sprintf("if [ -f %s ]; then systemctl reload %s >&2; else systemctl stop %[2]s >&2; fi", quote(config), quote(unit))
+	if _, err := h.Run(ctx, script, nil); err != nil {
+		return fmt.Errorf("give %s back its former configuration: %w", unit, err)
+	}
+	return nil
 }
 
 func (h *Host) systemctl(ctx context.Context, verb string, units []string) error {

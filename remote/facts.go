@@ -3,6 +3,7 @@ package remote
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/base64"
@@ -86,10 +87,14 @@ type Link struct {
 // Firewall is what guards a machine's incoming traffic.
 type Firewall struct {
 	Firewalld bool
-	Zones     map[string]Zone   // active ones of firewalld, by name
+	Default   string            // zone of the interfaces that Links lacks
 	Links     map[string]string // zone of an interface
+	Zones     map[string]Zone   // the default and the active ones, by name
 	NFT       []string          // input chains that can refuse, each with why; not looked at where firewalld runs
 }
+
+// Zone returns the name of the zone that an interface is in.
+func (f Firewall) Zone(link string) string { return cmp.Or(f.Links[link], f.Default) }
 
 // Zone is a zone of firewalld. A port is "21/tcp" or "21100-21110/tcp".
 type Zone struct{ Runtime, Permanent ZoneRules }
@@ -232,7 +237,7 @@ func (f *Facts) add(s section) error {
 	case "addresses":
 		return f.addLinks(s.lines)
 	case "zones":
-		f.Firewall.Firewalld = true
+		f.Firewall.Firewalld, f.Firewall.Default = true, s.name
 		zone := ""
 		for _, line := range s.lines {
 			if links, ok := strings.CutPrefix(strings.TrimSpace(line), "interfaces:"); ok {
@@ -286,16 +291,9 @@ func (f *Facts) addOS(lines []string) error {
 		}
 	}
 	if f.OS.Family == "" {
-		return fmt.Errorf("%s is neither of the Debian, nor the RHEL, nor the Photon family", cmpName(f.OS))
+		return fmt.Errorf("%s is neither of the Debian, nor the RHEL, nor the Photon family", cmp.Or(f.OS.Name, f.OS.ID))
 	}
 	return nil
-}
-
-func cmpName(o OS) string {
-	if o.Name != "" {
-		return o.Name
-	}
-	return fmt.Sprintf("operating system %q", o.ID)
 }
 
 func (f *Facts) addUnits(lines []string) {

@@ -75,10 +75,10 @@ addresses() {
 
 firewall() {
 	if has firewall-cmd && [ "$(firewall-cmd --state 2>&1)" = running ]; then
-		v=$(firewall-cmd --get-active-zones) || die 'firewall-cmd --get-active-zones'
-		printf '@zones\n%s\n' "$v"
-		echo "$v" | while read -r z w; do
-			case $z in interfaces: | sources:) continue ;; esac
+		d=$(firewall-cmd --get-default-zone) && v=$(firewall-cmd --get-active-zones) || die 'firewall-cmd --get-active-zones'
+		printf '@zones %s\n%s\n' "$d" "$v"
+		printf '%s\n%s\n' "$d" "$v" | while read -r z w; do
+			case $z in '' | interfaces: | sources:) continue ;; esac
 			echo "@zone $z"
 			firewall-cmd --zone="$z" --list-all || die "firewall-cmd --zone=$z --list-all"
 			echo "@permanent $z"

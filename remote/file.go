@@ -88,3 +88,48 @@ func (h *Host) Remove(ctx context.Context, paths ...string) error {
 	}
 	return nil
 }
+
+// Restore puts back what Put kept of a file, or removes the file where nothing was kept.
+func (h *Host) Restore(ctx context.Context, target, kept string) error {
+	script := fmt.Sprintf(`p=%s k=%s
+if [ -f "$k" ]; then
+	t=${p%%/*}/.${p##*/}.ftpdeploy.restored
+	cp -p "$k" "$t" && sync "$t" && mv -f "$t" "$p" && sync "${p%%/*}" || exit 1
+	if command -v restorecon >/dev/null; then restorecon "$p" >&2; fi
+else
+	rm -f "$p"
+fi`, quote(target), quote(kept))
+	if _, err := h.Run(ctx, script, nil); err != nil {
+		return fmt.Errorf("put back the former %s: %w", target, err)
+	}
+	return nil
+}
+
+// Note adds lines to a file of root's, made where it is not there, unless it has them.
+func (h *Host) Note(ctx context.Context, file string, lines ...string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, `f=%s
+umask 077
+note() {
+	if [ -f "$f" ]; then while IFS= read -r l; do [ "$l" != "$1" ] || return 0; done <"$f"; fi
+	printf '%%s\n' "$1" >>"$f" || exit 1
+}
+mkdir -p "${f%%/*}" || exit 1
+`, quote(file))
+	for _, l := range lines {
+		fmt.Fprintf(&b, "note %s\n", quote(l))
+	}
+	b.WriteString(`sync "$f"`)
+	if _, err := h.Run(ctx, b.String(), nil); err != nil {
+		return fmt.Errorf("note in %s: %w", file, err)
+	}
+	return nil
+}
+
+// RemoveAll removes a directory with all that is in it.
+func (h *Host) RemoveAll(ctx context.Context, dir string) error {
+	if _, err := h.Run(ctx, "rm -rf -- "+quote(dir), nil); err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return nil
+}
