@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 )
 
 // FieldManager is the name under which the API server keeps the fields we own.
@@ -32,7 +34,7 @@ const FieldManager = "ftpdeploy"
 const (
 	callTimeout = 30 * time.Second
 	retryFor    = 8 * time.Second // how long a call that is safe to repeat is tried
-	poll        = 500 * time.Millisecond
+	poll        = 250 * time.Millisecond
 )
 
 var (
@@ -65,8 +67,12 @@ type Client struct {
 	metadata metadata.Interface
 }
 
+// client-go logs to standard error by itself; what matters comes back as errors.
+var silence = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
+
 // Connect reads the kubeconfig. Nothing is sent before the first call.
 func Connect(c Config) (*Client, error) {
+	silence()
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.WarnIfAllMissing = false
 	if c.Kubeconfig != "" {

@@ -106,6 +106,9 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 	if namespace {
 		rights = append(rights, kube.Right{Verb: "create", Resource: "namespaces"},
 			kube.Right{Verb: "patch", Resource: "namespaces", Namespace: ns}, kube.Right{Verb: "delete", Resource: "namespaces", Namespace: ns})
+		for _, i := range inhabitants {
+			rights = append(rights, kube.Right{Verb: "list", Group: i.group, Resource: i.resource, Namespace: ns})
+		}
 	}
 	for _, verb := range []string{"get", "list", "create", "patch", "delete"} {
 		for _, resource := range []string{"secrets", "persistentvolumeclaims", "services"} {
@@ -599,7 +602,7 @@ func (k *kubernetes) absent(ctx context.Context, c *kube.Client) ([]plan.Change,
 	if kept || namespace.Deleting || !k.mine(namespace) || k.firstInNamespace() != k.service {
 		return changes, nil
 	}
-	others, err := k.others(ctx, c)
+	others, err := k.others(ctx, c, changes)
 	if err != nil || others != "" {
 		return changes, err
 	}
@@ -616,22 +619,36 @@ func (k *kubernetes) names() []kube.Ref {
 	return append(names, kube.Ref{Kind: "Secret", Namespace: ns, Name: k.accountName()})
 }
 
+// inhabitants are the kinds in which work or data live: while there is one of
+// them that is not ours, the namespace stays.
+var inhabitants = []struct{ kind, group, resource string }{
+	{"Pod", "", "pods"},
+	{"Service", "", "services"},
+	{"PersistentVolumeClaim", "", "persistentvolumeclaims"},
+	{"Secret", "", "secrets"},
+	{"ConfigMap", "", "configmaps"},
+	{"Deployment", "apps", "deployments"},
+	{"StatefulSet", "apps", "statefulsets"},
+	{"DaemonSet", "apps", "daemonsets"},
+	{"Job", "batch", "jobs"},
+	{"CronJob", "batch", "cronjobs"},
+}
+
 // others names something in the namespace that is not ours, or that is kept; ""
-// means that there is nothing. It looks at the kinds in which work or data live.
-func (k *kubernetes) others(ctx context.Context, c *kube.Client) (string, error) {
-	for _, kind := range []string{
-		"Pod", "Service", "PersistentVolumeClaim", "Secret", "ConfigMap", "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob",
-	} {
-		all, err := c.List(ctx, kind, k.service.Namespace, nil)
+// means that there will be nothing after the changes.
+func (k *kubernetes) others(ctx context.Context, c *kube.Client, changes []plan.Change) (string, error) {
+	for _, i := range inhabitants {
+		all, err := c.List(ctx, i.kind, k.service.Namespace, nil)
 		if err != nil {
 			return "", err
 		}
 		for _, l := range all {
 			byKubernetes := l.Name == "kube-root-ca.crt" || l.Annotations["kubernetes.io/service-account.name"] != ""
-			if byKubernetes || l.Labels[deploymentLabel] == k.topology.ID && !k.keeps(l) {
-				continue
+			ours := l.Labels[deploymentLabel] == k.topology.ID && !k.keeps(l)
+			goes := slices.ContainsFunc(changes, func(c plan.Change) bool { return c.Target == l.Ref.String() })
+			if !byKubernetes && !ours && !goes {
+				return l.Ref.String(), nil
 			}
-			return l.Ref.String(), nil
 		}
 	}
 	return "", nil
