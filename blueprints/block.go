@@ -196,8 +196,8 @@ func (b *block) bool(name string, fallback bool) bool {
 	return take(b, name, cty.Bool, fallback, truth)
 }
 
-func (b *block) int(name string, fallback, min, max int) int {
-	return take(b, name, cty.Number, fallback, number(min, max))
+func (b *block) int(name string, fallback, least, most int) int {
+	return take(b, name, cty.Number, fallback, number(least, most))
 }
 
 // word reads one of some words, of which the first is the default.

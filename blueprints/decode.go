@@ -1,9 +1,11 @@
 package blueprints
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -146,16 +148,7 @@ func (l *loader) vcenter(b *block) {
 		Range:      b.def,
 	}
 	l.vcenters[b.name], l.blocks[v] = v, b
-	if u, err := url.Parse(v.Server); err == nil && u.User != nil { // as govc's GOVC_URL may have it
-		if v.Username == "" {
-			v.Username = u.User.Username()
-		}
-		if password, set := u.User.Password(); set && v.Password.IsZero() {
-			v.Password = NewSecret(password)
-		}
-		u.User = nil
-		v.Server = u.String()
-	}
+	l.account(b, v)
 	if b.attrs["server"] != nil && v.Server == "" && !b.failed["server"] {
 		l.fail("FTP106", b.at("server"), "Not a server", "The value is empty. Give a name, an address or a URL.")
 	}
@@ -172,6 +165,27 @@ func (l *loader) vcenter(b *block) {
 	} else {
 		b.exclusive("ca_file", "thumbprint")
 	}
+}
+
+// account takes a user and password out of a server's URL, where govc's GOVC_URL may have them.
+func (l *loader) account(b *block, v *VCenter) {
+	u, err := url.Parse(v.Server)
+	if err != nil || u.User == nil {
+		return
+	}
+	password, set := u.User.Password()
+	if value, ok := b.value("server", textType); ok && set && len(marksOf(value)) == 0 {
+		b.failed["password"] = true
+		l.maskOrigins(b.attrs["server"].Expr, map[*local]bool{})
+		l.fail("FTP602", place{subject: b.at("server").subject}, "Secret in the blueprint",
+			"The URL holds a password. Write secrets outside the blueprint: give it by password, with env(), file() or a sensitive variable.")
+	}
+	v.Username = cmp.Or(v.Username, u.User.Username())
+	if v.Password.IsZero() {
+		v.Password = NewSecret(password)
+	}
+	u.User = nil
+	v.Server = u.String()
 }
 
 var parseThumbprint = matching(`^([0-9A-Fa-f]{2}:){19}([0-9A-Fa-f]{2}:){0,12}[0-9A-Fa-f]{2}$`, "a thumbprint",
@@ -394,8 +408,8 @@ var parseInterface = matching(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`, "an interface
 
 // named reports a label that becomes a name elsewhere and cannot.
 func (l *loader) named(b *block, parse func(string) (string, error)) {
-	if _, err := parse(b.name); err != nil {
-		u := err.(*unfit)
+	var u *unfit
+	if _, err := parse(b.name); errors.As(err, &u) {
 		l.fail("FTP106", b.here(), "Not "+u.what, "%s %s.", quoted(b.name), u.why)
 	}
 }

@@ -2,6 +2,7 @@ package blueprints
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -189,7 +190,7 @@ func (l *loader) native(diags hcl.Diagnostics) {
 			d.Extra = c
 		}
 		if call, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](d); ok {
-			if e, ok := call.FunctionCallError().(*callError); ok {
+			if e := (*callError)(nil); errors.As(call.FunctionCallError(), &e) {
 				d.Summary, d.Detail, d.Extra = e.summary, e.detail, code(e.code)
 			}
 		}

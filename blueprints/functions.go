@@ -30,7 +30,7 @@ const (
 const maxFile = 1 << 20
 
 // secretName matches names whose values are taken for secrets wherever they come from.
-var secretName = regexp.MustCompile(`(?i)pass|secret|token|credential|private_?key|api_?key`)
+var secretName = regexp.MustCompile(`(?i)passw|passphrase|passcode|(^|_)pass(_|$)|secret|token|credential|private_?key|api_?key`)
 
 // callError is an error of our own functions that has its own code.
 type callError struct{ code, summary, detail string }
@@ -97,7 +97,7 @@ func discreet(f function.Function) function.Function {
 		}
 		for i, a := range args {
 			if isSensitive(a) {
-				if _, ok := err.(function.ArgError); ok {
+				if errors.As(err, &function.ArgError{}) {
 					return function.NewArgErrorf(i, "not accepted, and not shown because it is sensitive")
 				}
 				return errors.New("a sensitive argument was not accepted; it is not shown")

@@ -1,6 +1,7 @@
 package blueprints
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -51,19 +52,18 @@ func Load(path string, o Options) (*Topology, *Files, hcl.Diagnostics) {
 		services: map[string]*Service{},
 	}
 	l.load(path)
-	slices.SortStableFunc(l.diags, func(a, b *hcl.Diagnostic) int {
-		switch {
-		case a.Subject == nil || b.Subject == nil:
-			return 0
-		case a.Subject.Filename != b.Subject.Filename:
-			return strings.Compare(a.Subject.Filename, b.Subject.Filename)
-		}
-		return a.Subject.Start.Byte - b.Subject.Start.Byte
-	})
+	slices.SortStableFunc(l.diags, inOrder)
 	if l.diags.HasErrors() {
 		return nil, l.files, l.diags
 	}
 	return l.topology, l.files, l.diags
+}
+
+// inOrder sorts diagnostics as their places stand in the files, those of no place first.
+func inOrder(a, b *hcl.Diagnostic) int {
+	var none hcl.Range
+	x, y := cmp.Or(a.Subject, &none), cmp.Or(b.Subject, &none)
+	return cmp.Or(strings.Compare(x.Filename, y.Filename), cmp.Compare(x.Start.Byte, y.Start.Byte))
 }
 
 // Find returns the blueprint of a directory: its only *.ftp.hcl file.

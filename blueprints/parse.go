@@ -34,11 +34,11 @@ func wholeNumber(v cty.Value) (int, error) {
 	return int(n), nil
 }
 
-func number(min, max int) func(cty.Value) (int, error) {
+func number(least, most int) func(cty.Value) (int, error) {
 	return func(v cty.Value) (int, error) {
 		n, err := wholeNumber(v)
-		if err != nil || n < min || n > max {
-			return 0, &unfit{"a number in range", fmt.Sprintf("is not a whole number from %d to %d", min, max)}
+		if err != nil || n < least || n > most {
+			return 0, &unfit{"a number in range", fmt.Sprintf("is not a whole number from %d to %d", least, most)}
 		}
 		return n, nil
 	}
@@ -207,12 +207,15 @@ func oneOf(words ...string) func(string) (string, error) {
 	}
 }
 
-var constraintPattern = regexp.MustCompile(`^(=|!=|>=|<=|>|<)? *v?([0-9]{1,6})(?:\.([0-9]{1,6}))?(?:\.([0-9]{1,6}))?$`)
+var (
+	constraintPattern = regexp.MustCompile(`^(=|!=|>=|<=|>|<)? *v?([0-9]{1,6})(?:\.([0-9]{1,6}))?(?:\.([0-9]{1,6}))?$`)
+	releasePattern    = regexp.MustCompile(`^v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})`)
+)
 
 // satisfies tells whether a version fulfils every part of a constraint such as ">= 0.1.0, < 2".
 // A version that is no release (of a development build) satisfies all.
 func satisfies(version, constraint string) (bool, error) {
-	release := regexp.MustCompile(`^v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})`).FindStringSubmatch(version)
+	release := releasePattern.FindStringSubmatch(version)
 	for part := range strings.SplitSeq(constraint, ",") {
 		m := constraintPattern.FindStringSubmatch(strings.TrimSpace(part))
 		if m == nil {

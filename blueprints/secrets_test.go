@@ -84,6 +84,7 @@ func TestLiteralSecretsAreMasked(t *testing.T) {
 		"password":         base(t, `env("FTP_PASSWORD")`, quoted, `"1Gi"`, `"x"`),
 		"in a call":        base(t, `env("FTP_PASSWORD")`, `upper(`+quoted+`)`),
 		"in a template":    base(t, `env("FTP_PASSWORD")`, `"${1}`+canary+`"`),
+		"in a URL":         base(t, `"vcenter.example"`, `"https://deploy:`+canary+`@vcenter.example"`),
 		"in a heredoc":     base(t, `env("FTP_PASSWORD")`, "<<EOT\n"+canary+"\nEOT"),
 		"in a local":       base(t, `env("FTP_PASSWORD")`, "local.x", "deployment \"rules\" {}", "deployment \"rules\" {}\nlocals {\n  y = \"a\"\n  x = "+quoted+"\n  z = nope\n}"),
 		"in a variable":    base(t, `env("FTP_PASSWORD")`, "var.x", "deployment \"rules\" {}", "deployment \"rules\" {}\nvariable \"x\" {\n  default = "+quoted+"\n}\nlocals {\n  z = \"${var.x}\" + 1\n}"),
