@@ -100,7 +100,7 @@ func (c *Client) greeting(ctx context.Context) error {
 }
 
 // Close ends the session without a word. It may be called again.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() { _ = c.conn.Close() } // nothing that was sent is lost by its error
 
 // LastReply is what the server said last, as "425 Failed to establish connection.";
 // "" before its greeting.

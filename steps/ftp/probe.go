@@ -93,10 +93,17 @@ const completePorts = 32
 const cleanupTimeout = 15 * time.Second
 
 // Run probes. The error is a *Fault that names the broken hop, joined with what
-// could not be removed; the report is good in any case.
+// could not be removed; the report is good in any case. A probe that asks for what
+// cannot be proven is refused before the first connection.
 func (p Probe) Run(ctx context.Context) (Report, error) {
 	if p.Timeout == 0 {
 		p.Timeout = DefaultTimeout
+	}
+	switch {
+	case len(p.Modes) == 0:
+		return Report{}, errors.New("a probe without modes proves nothing")
+	case p.LongIdle > 0 && p.Upload == 0:
+		return Report{}, errors.New("a long transfer needs an upload, and an account that may write")
 	}
 	r := &run{Probe: p, seen: map[int]bool{}}
 	var err error
@@ -184,15 +191,15 @@ func (r *run) session(ctx context.Context, mode string, first bool) error {
 			return err
 		}
 	}
-	listed := r.file
-	if listed == "" {
-		listed = r.Dir
+	listed, name := r.Dir, ""
+	if r.file != "" {
+		listed, name = r.file, path.Base(r.file)
 	}
-	if err := r.check(mode+" list again", r.list(ctx, listed, path.Base(r.file))); err != nil {
+	if err := r.check(mode+" list again", r.list(ctx, listed, name)); err != nil {
 		return err
 	}
 	if first && r.EveryPort {
-		if err := r.check(mode+" every port", func(c *Check) error { return r.everyPort(ctx, c, listed) }); err != nil {
+		if err := r.check(mode+" every port", func(c *Check) error { return r.everyPort(ctx, c, listed, name) }); err != nil {
 			return err
 		}
 	}
@@ -201,7 +208,7 @@ func (r *run) session(ctx context.Context, mode string, first bool) error {
 			return err
 		}
 	}
-	if first && r.LongIdle > 0 && r.Upload > 0 {
+	if first && r.LongIdle > 0 {
 		if err := r.longIdle(ctx, mode); err != nil {
 			return err
 		}
@@ -292,8 +299,7 @@ func (r *run) cleanUp(ctx context.Context) error {
 	})
 }
 
-// list returns a check of the listing of a path, in which a name must be found
-// ("" and "." = none).
+// list returns a check of the listing of a path, in which a name must be found.
 func (r *run) list(ctx context.Context, path, name string) func(*Check) error {
 	return func(c *Check) error {
 		var listing []byte
@@ -301,7 +307,7 @@ func (r *run) list(ctx context.Context, path, name string) func(*Check) error {
 			listing, err = r.client.List(ctx, data, path)
 			return int64(len(listing)), err
 		})
-		if err == nil && name != "." && !strings.Contains(string(listing), name) {
+		if err == nil && !strings.Contains(string(listing), name) {
 			err = fmt.Errorf("the listing of %s does not show it", path)
 		}
 		return err
@@ -310,65 +316,53 @@ func (r *run) list(ctx context.Context, path, name string) func(*Check) error {
 
 // transfer opens a data connection and moves data over it.
 func (r *run) transfer(ctx context.Context, c *Check, move func(data net.Conn) (int64, error)) error {
-	address, err := r.dataAddress(ctx)
+	host, port, err := r.dataAddress(ctx)
 	if err != nil {
 		return err
 	}
-	data, err := r.client.DialData(ctx, address.String())
+	data, err := r.client.DialData(ctx, net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
 		return err
 	}
-	c.Port = int(address.port)
+	c.Port = port
 	c.Bytes, err = move(data)
 	if err != nil {
-		return fmt.Errorf("data port %d: %w", c.Port, err)
+		return fmt.Errorf("data port %d: %w", port, err)
 	}
-	r.seen[c.Port] = true
+	r.seen[port] = true
 	return nil
 }
 
-// endpoint is a host, by name or address, and a port.
-type endpoint struct {
-	host string
-	port uint16
-}
-
-func (e endpoint) String() string { return net.JoinHostPort(e.host, strconv.Itoa(int(e.port))) }
-
 // dataAddress asks the server where to connect, and judges its answer.
-func (r *run) dataAddress(ctx context.Context) (endpoint, error) {
-	var e endpoint
+func (r *run) dataAddress(ctx context.Context) (host string, port int, err error) {
 	switch r.mode {
 	case PASV:
 		announced, err := r.client.Passive(ctx)
 		if err != nil {
-			return e, err
+			return "", 0, err
 		}
 		if r.ExpectAddress.IsValid() && announced.Addr() != r.ExpectAddress {
-			return e, fmt.Errorf("the server announces %s, clients need %s", announced.Addr(), r.ExpectAddress)
+			return "", 0, fmt.Errorf("the server announces %s, clients need %s", announced.Addr(), r.ExpectAddress)
 		}
-		e = endpoint{announced.Addr().String(), announced.Port()}
+		host, port = announced.Addr().String(), int(announced.Port())
 	case EPSV:
-		port, err := r.client.ExtendedPassive(ctx)
-		if err != nil {
-			return e, err
+		if host, _, err = net.SplitHostPort(r.Address); err != nil {
+			return "", 0, err
 		}
-		host, _, err := net.SplitHostPort(r.Address)
-		if err != nil {
-			return e, err
+		if port, err = r.client.ExtendedPassive(ctx); err != nil {
+			return "", 0, err
 		}
-		e = endpoint{host, uint16(port)}
 	default:
-		return e, fmt.Errorf("no mode %q: there are %s and %s", r.mode, PASV, EPSV)
+		return "", 0, fmt.Errorf("no mode %q: there are %s and %s", r.mode, PASV, EPSV)
 	}
-	if p := int(e.port); p < r.PortFirst || p > r.PortLast {
-		return e, fmt.Errorf("the server announces port %d, outside %d-%d", p, r.PortFirst, r.PortLast)
+	if port < r.PortFirst || port > r.PortLast {
+		return "", 0, fmt.Errorf("the server announces port %d, outside %d-%d", port, r.PortFirst, r.PortLast)
 	}
-	return e, nil
+	return host, port, nil
 }
 
 // everyPort moves a listing through port after port until each was drawn.
-func (r *run) everyPort(ctx context.Context, c *Check, listed string) error {
+func (r *run) everyPort(ctx context.Context, c *Check, listed, name string) error {
 	n := r.PortLast - r.PortFirst + 1
 	draws := 100
 	if n <= completePorts {
@@ -377,7 +371,7 @@ func (r *run) everyPort(ctx context.Context, c *Check, listed string) error {
 	made := 0
 	for ; len(r.seen) < n && made < draws; made++ {
 		var one Check
-		if err := r.list(ctx, listed, path.Base(r.file))(&one); err != nil {
+		if err := r.list(ctx, listed, name)(&one); err != nil {
 			return err
 		}
 		c.Bytes += one.Bytes

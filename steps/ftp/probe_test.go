@@ -59,67 +59,67 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 		want  string // with PORT for the first data port
 		left  bool   // the file cannot be removed
 	}{
-		{"nobody listens", func(s *server, f *faults, p *Probe) {
+		{"nobody listens", func(s *server, _ *faults, _ *Probe) {
 			s.control.Close()
 		}, `pasv connect: connect to ADDRESS: dial tcp ADDRESS: connect: connection refused`, false},
-		{"no greeting", func(s *server, f *faults, p *Probe) {
+		{"no greeting", func(_ *server, f *faults, p *Probe) {
 			f.greeting, p.Timeout = "-", 50*time.Millisecond
 		}, `pasv greeting: greeting of ADDRESS: nothing came within 50ms`, false},
-		{"full", func(s *server, f *faults, p *Probe) {
+		{"full", func(_ *server, f *faults, _ *Probe) {
 			f.greeting = "421 There are too many connected users, please try later."
 		}, `pasv greeting: greeting of ADDRESS: 421 There are too many connected users, please try later.`, false},
-		{"wrong password", func(s *server, f *faults, p *Probe) {
+		{"wrong password", func(_ *server, f *faults, _ *Probe) {
 			f.login = "530 Login incorrect."
 		}, `pasv login: user "partner": PASS: 530 Login incorrect.`, false},
-		{"echoed password", func(s *server, f *faults, p *Probe) {
+		{"echoed password", func(_ *server, f *faults, _ *Probe) {
 			f.login = "530 No " + password
 		}, `pasv login: user "partner": PASS: 530 No (sensitive)`, false},
-		{"wrong address", func(s *server, f *faults, p *Probe) {
+		{"wrong address", func(_ *server, f *faults, _ *Probe) {
 			f.announce = "10,42,0,9"
 		}, `pasv list: the server announces 10.42.0.9, clients need 127.0.0.1 (last reply: 227 Entering Passive Mode (10,42,0,9,HI,LO).)`, false},
-		{"no address", func(s *server, f *faults, p *Probe) {
+		{"no address", func(_ *server, f *faults, _ *Probe) {
 			f.passive = "227 Entering Passive Mode 127,0,0,1,4,1"
 		}, `pasv list: reply 227 "Entering Passive Mode 127,0,0,1,4,1" has no address of the form (h1,h2,h3,h4,p1,p2)`, false},
-		{"passive mode off", func(s *server, f *faults, p *Probe) {
+		{"passive mode off", func(_ *server, f *faults, _ *Probe) {
 			f.passive = "550 Permission denied."
 		}, `pasv list: PASV: 550 Permission denied.`, false},
-		{"port out of range", func(s *server, f *faults, p *Probe) {
+		{"port out of range", func(_ *server, f *faults, _ *Probe) {
 			f.passive = "227 Entering Passive Mode (127,0,0,1,4,1)."
 		}, `pasv list: the server announces port 1025, outside FIRST-LAST (last reply: 227 Entering Passive Mode (127,0,0,1,4,1).)`, false},
-		{"epsv port out of range", func(s *server, f *faults, p *Probe) {
+		{"epsv port out of range", func(_ *server, f *faults, p *Probe) {
 			f.passive, p.Modes = "229 Entering Extended Passive Mode (|||1025|)", []string{EPSV}
 		}, `epsv list: the server announces port 1025, outside FIRST-LAST (last reply: 229 Entering Extended Passive Mode (|||1025|))`, false},
-		{"data refused", func(s *server, f *faults, p *Probe) {
+		{"data refused", func(s *server, _ *faults, _ *Probe) {
 			s.ports[0].Close()
 		}, `pasv list: data connection to 127.0.0.1:FIRST: dial tcp 127.0.0.1:FIRST: connect: connection refused (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
-		{"425", func(s *server, f *faults, p *Probe) {
+		{"425", func(_ *server, f *faults, _ *Probe) {
 			f.refuseData = "425 Security: Bad IP connecting."
 		}, `pasv list: data port FIRST: LIST: 425 Security: Bad IP connecting.`, false},
-		{"nobody behind the proxy", func(s *server, f *faults, p *Probe) {
+		{"nobody behind the proxy", func(_ *server, f *faults, p *Probe) {
 			f.dropData, p.Timeout = true, 50*time.Millisecond
 		}, `pasv list: data port FIRST: LIST: nothing came within 50ms (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
-		{"cut upload", func(s *server, f *faults, p *Probe) {
+		{"cut upload", func(_ *server, f *faults, p *Probe) {
 			f.cutStore, p.Upload = true, 50_000_000
 		}, `pasv upload: data port SECOND: data connection to 127.0.0.1:SECOND after `, false},
-		{"cut download", func(s *server, f *faults, p *Probe) {
+		{"cut download", func(_ *server, f *faults, _ *Probe) {
 			f.cutRetrieve = 1000
 		}, `pasv download: data port FIRST: data connection to 127.0.0.1:FIRST after `, false},
-		{"short download", func(s *server, f *faults, p *Probe) {
+		{"short download", func(_ *server, f *faults, _ *Probe) {
 			f.shorten = true
 		}, ` has 299999 bytes, uploaded were 300000 (last reply: 226 Transfer complete.)`, false},
-		{"corrupted byte", func(s *server, f *faults, p *Probe) {
+		{"corrupted byte", func(_ *server, f *faults, _ *Probe) {
 			f.corrupt = true
 		}, ` came back changed: sha256 `, false},
-		{"deletion refused", func(s *server, f *faults, p *Probe) {
+		{"deletion refused", func(_ *server, f *faults, _ *Probe) {
 			f.del = "450 Busy."
 		}, `pasv delete: DELE: 450 Busy.`, true},
-		{"deletion without effect", func(s *server, f *faults, p *Probe) {
+		{"deletion without effect", func(_ *server, f *faults, _ *Probe) {
 			f.keep = true
 		}, ` is still there after its deletion, with 300000 bytes (last reply: 213 300000)`, true},
-		{"a port is never chosen", func(s *server, f *faults, p *Probe) {
+		{"a port is never chosen", func(_ *server, f *faults, p *Probe) {
 			f.fewPorts, p.EveryPort = true, true
 		}, `pasv every port: the server did not choose port LAST in 21 draws (last reply: 226 Transfer complete.)`, false},
-		{"unknown mode", func(s *server, f *faults, p *Probe) {
+		{"unknown mode", func(_ *server, _ *faults, p *Probe) {
 			p.Modes = []string{"port"}
 		}, `port list: no mode "port": there are pasv and epsv`, false},
 	} {
@@ -233,6 +233,14 @@ func TestReadOnlyProbe(t *testing.T) {
 	}
 	if transcript := strings.Join(report.Transcript, "\n"); strings.Contains(transcript, "STOR") || strings.Count(transcript, "> LIST") != 4 {
 		t.Errorf("transcript\n%s", transcript)
+	}
+}
+
+func TestProbeRefusesWhatProvesNothing(t *testing.T) {
+	for _, p := range []Probe{{Upload: 1}, {Modes: []string{PASV}, LongIdle: time.Second}} {
+		if report, err := p.Run(t.Context()); err == nil || report.Transcript != nil {
+			t.Errorf("error %v, transcript %v", err, report.Transcript)
+		}
 	}
 }
 

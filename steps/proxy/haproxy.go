@@ -16,7 +16,7 @@ import (
 func (r *render) haproxy() []byte {
 	var t text
 	h := &r.group.HAProxy
-	t.WriteString(r.header())
+	t.raw(r.header())
 
 	t.section("global")
 	t.line("log stdout format short local0") // systemd's journal: no syslog daemon needed, not even in the chroot
@@ -130,7 +130,7 @@ func (r *render) haproxy() []byte {
 			t.line("server %s %s:%+d id %d track %s/%s", node, host(node), s.NodePortFirst-s.PassiveFirst, ids[i], control, node)
 		}
 	}
-	return []byte(t.String())
+	return t
 }
 
 // serverIDs gives each node the low 20 bits of its address as its server id (2^20

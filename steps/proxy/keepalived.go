@@ -13,14 +13,14 @@ import (
 // is a FAULT (weight 0), as with nopreempt a lower priority alone moves nothing.
 func (r *render) keepalived() []byte {
 	var t text
-	t.WriteString(r.header())
+	t.raw(r.header())
 
 	t.section("global_defs {")
 	t.line("router_id %s", r.box.Name)
 	t.line("vrrp_version 3")
 	t.line("enable_script_security")
 	t.line("script_user root") // with another user, 2.2's own config test kills itself
-	t.WriteString("}\n")
+	t.raw("}\n")
 
 	for _, v := range r.vips {
 		t.section("vrrp_script check_%s {", v.Name)
@@ -30,12 +30,12 @@ func (r *render) keepalived() []byte {
 		t.line("fall 2")
 		t.line("rise 2")
 		t.line("weight 0")
-		t.WriteString("}\n")
+		t.raw("}\n")
 	}
 	for _, v := range r.vips {
 		r.instance(&t, v)
 	}
-	return []byte(t.String())
+	return t
 }
 
 func (r *render) instance(t *text, v *blueprints.VIP) {
@@ -81,7 +81,7 @@ func (r *render) instance(t *text, v *blueprints.VIP) {
 	t.line("virtual_ipaddress {")
 	t.line("    %s/%d dev %s", v.Address, v.Prefix, nic.Interface)
 	t.line("}")
-	t.WriteString("}\n")
+	t.raw("}\n")
 }
 
 // check renders the script of the vrrp_script: does HAProxy answer, and does it say

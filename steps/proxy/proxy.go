@@ -175,10 +175,12 @@ func (r *render) reachesWorkers(n *blueprints.Network, services []*blueprints.Se
 }
 
 // text is a configuration of sections with indented lines.
-type text struct{ strings.Builder }
+type text []byte
 
-func (t *text) section(format string, args ...any) { fmt.Fprintf(t, "\n"+format+"\n", args...) }
-func (t *text) line(format string, args ...any)    { fmt.Fprintf(t, "    "+format+"\n", args...) }
+func (t *text) raw(s string)                       { *t = append(*t, s...) }
+func (t *text) section(format string, args ...any) { *t = fmt.Appendf(*t, "\n"+format+"\n", args...) }
+
+func (t *text) line(format string, args ...any) { *t = fmt.Appendf(*t, "    "+format+"\n", args...) }
 
 // lines adds the lines of an operator's own text.
 func (t *text) lines(s string) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -91,16 +92,16 @@ func TestServe(t *testing.T) {
 		}
 	})
 
-	until(t, ctx, "the check to fail without workers", func() bool { return !check() && answers(vip, s.ControlPort) })
+	until(ctx, t, "the check to fail without workers", func() bool { return !check() && answers(vip, s.ControlPort) })
 	var stop []func()
 	for _, w := range workers {
 		for _, port := range []int{free[6], free[1], free[2]} {
 			stop = append(stop, worker(t, w, port))
 		}
 	}
-	until(t, ctx, "the check to pass with workers", check)
+	until(ctx, t, "the check to pass with workers", check)
 
-	until(t, ctx, "both services to have a worker", func() bool {
+	until(ctx, t, "both services to have a worker", func() bool {
 		return ask(t, vip, s.ControlPort) != "" && ask(t, vip, mapped.ControlPort) != ""
 	})
 
@@ -130,7 +131,7 @@ func TestServe(t *testing.T) {
 	for _, f := range stop {
 		f()
 	}
-	until(t, ctx, "the check to fail after the workers are gone", func() bool { return !check() })
+	until(ctx, t, "the check to fail after the workers are gone", func() bool { return !check() })
 }
 
 // freePorts returns n ports that nothing uses, in a row, outside of the range from
@@ -194,14 +195,14 @@ func ask(t *testing.T, address string, port int) string {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
 	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	return strings.TrimPrefix(strings.TrimSpace(line), "220 ")
 }
 
 // until polls: each look at HAProxy takes a few milliseconds of its own.
-func until(t *testing.T, ctx context.Context, what string, ok func() bool) {
+func until(ctx context.Context, t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

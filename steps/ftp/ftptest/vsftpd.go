@@ -82,7 +82,7 @@ func (s Server) run(t testing.TB, config string) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		cmd.Wait() // its output says more than its status
+		_ = cmd.Wait() // its output says more than its status
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -92,7 +92,7 @@ func (s Server) run(t testing.TB, config string) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
 		if err == nil {
 			c.Close()
 			return
@@ -138,10 +138,10 @@ func FreePorts(t testing.TB, n int) int {
 func ListenRow(t testing.TB, n int) []net.Listener {
 	t.Helper()
 	for range 100 {
-		first := 20000 + rand.IntN(10000)
+		first := 20000 + rand.IntN(10000) //nolint:gosec // no secret: any free port will do
 		var row []net.Listener
 		for p := first; p < first+n; p++ {
-			l, err := net.Listen("tcp4", fmt.Sprintf(":%d", p))
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", fmt.Sprintf(":%d", p))
 			if err != nil {
 				break
 			}
