@@ -88,12 +88,13 @@ func (m *machine) boot(ctx context.Context, dir string, guestinfo map[string]str
 		return err
 	}
 	defer console.Close()
-	m.cmd = exec.Command("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit",
+	// Not ctx's: killing systemd-nspawn would leave the guest to itself.
+	m.cmd = exec.CommandContext(context.WithoutCancel(ctx), "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit",
 		"--machine="+m.id, "--directory="+m.root, "--network-namespace-path=/run/netns/"+m.id,
 		"--bind="+m.guestinfo+":/run/guestinfo",
 		"--capability=CAP_NET_ADMIN", // keepalived moves addresses, sysctls of the network are set
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no")
-	m.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network")
+	m.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"}
 	m.cmd.Stdout, m.cmd.Stderr = console, console
 	if err := m.cmd.Start(); err != nil {
 		return err

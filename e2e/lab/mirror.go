@@ -39,7 +39,7 @@ func indexPackages(ctx context.Context, dir string) error {
 // ServeMirror serves the packages in dir to the apt of the lab's VMs, by HTTP
 // on address listen. It returns a function that ends that.
 func ServeMirror(dir, listen string) (stop func() error, err error) {
-	listener, err := net.Listen("tcp", listen)
+	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", listen)
 	if err != nil {
 		return nil, fmt.Errorf("serve the package mirror: %w", err)
 	}

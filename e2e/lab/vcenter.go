@@ -59,7 +59,7 @@ type VCenter struct {
 	macs       int // assigned so far
 }
 
-// StartVCenter starts a vCenter with the inventory of inventory.go. Its VMs run
+// StartVCenter starts a vCenter with the inventory that makeInventory lists. Its VMs run
 // in namespaces of this process; Close ends them.
 func StartVCenter(ctx context.Context, config VCenterConfig) (*VCenter, error) {
 	content := vpx.ServiceContent
@@ -91,7 +91,7 @@ func StartVCenter(ctx context.Context, config VCenterConfig) (*VCenter, error) {
 	}
 
 	// The simulator panics where it cannot listen; this says why instead.
-	probe, err := net.Listen("tcp", config.Listen)
+	probe, err := new(net.ListenConfig).Listen(ctx, "tcp", config.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("start vCenter: %w", err)
 	}
