@@ -30,10 +30,10 @@ const (
 	guestInterval = 500 * time.Millisecond
 )
 
-// Create clones the VM of spec and leaves it off. Identity, marks and hardware
-// are set in the same task, so a crash never leaves a VM that is not marked; it
-// gets network cards of its own, in order, and nothing of the template's
-// extraConfig that is ours. What needs its MAC addresses is for Reconfigure.
+// Create makes the VM of spec and leaves it off. When it is cloned from a
+// template, identity, marks and hardware are set in the same task, so a crash
+// never leaves a VM that is not marked; it gets network cards of its own, in
+// order, and nothing of the template's extraConfig that is ours. What needs its MAC addresses is for Reconfigure.
 func (c *Client) Create(ctx context.Context, spec Spec, report func(string)) error {
 	i, err := c.Observe(ctx, []Spec{spec}, nil)
 	if err != nil {
@@ -45,45 +45,20 @@ func (c *Client) Create(ctx context.Context, spec Spec, report func(string)) err
 	if err := i.Ready(spec); err != nil {
 		return err
 	}
+	if spec.LibraryItem != "" {
+		return c.deploy(ctx, i, spec, report)
+	}
 	template := i.machines[*i.refs[c.templatePath(spec)]]
 	if template == nil || template.Config == nil {
 		return fmt.Errorf("template %s has no readable configuration", c.templatePath(spec))
 	}
-	var devices []types.BaseVirtualDeviceConfigSpec
-	for _, d := range template.Config.Hardware.Device {
-		if _, ok := d.(types.BaseVirtualEthernetCard); ok {
-			devices = append(devices, &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationRemove, Device: d})
-		}
-	}
-	for n, nic := range spec.NICs {
-		backing, err := i.network(nic)
-		if err != nil {
-			return err
-		}
-		card, err := newCard(n, backing)
-		if err != nil {
-			return err
-		}
-		devices = append(devices, &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: card})
+	config, err := i.newConfig(spec, template.Config.Hardware.Device)
+	if err != nil {
+		return err
 	}
 	clone := types.VirtualMachineCloneSpec{
 		Location: types.VirtualMachineRelocateSpec{Pool: i.refs[c.poolPath(spec)]},
-		Config: &types.VirtualMachineConfigSpec{
-			InstanceUuid: spec.UUID(),
-			NumCPUs:      int32(spec.CPUs),
-			MemoryMB:     int64(spec.MemoryMB),
-			Annotation:   spec.Annotation,
-			DeviceChange: devices,
-			// Else cloud-init may take the OVF data source instead of guestinfo.
-			VAppConfigRemoved: types.NewBool(true),
-			ExtraConfig: []types.BaseOptionValue{
-				&types.OptionValue{Key: markDeployment, Value: spec.Deployment},
-				&types.OptionValue{Key: markName, Value: spec.Name},
-				// A template that was made of such a VM still has that VM's keys.
-				&types.OptionValue{Key: pinnedKeys, Value: ""},
-				&types.OptionValue{Key: PublishedHostKeys, Value: ""},
-			},
-		},
+		Config:   config,
 	}
 	if spec.Datastore != "" {
 		clone.Location.Datastore = i.refs[c.datastorePath(spec)]

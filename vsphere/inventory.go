@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/vapi/rest"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -26,9 +27,10 @@ type Inventory struct {
 	vms      map[string]*ref  // by instanceUuid; nil = not there
 	machines map[ref]*mo.VirtualMachine
 	clusters map[ref]*mo.ClusterComputeResource
-	networks map[ref]string // names
-	switches map[ref]string // uuid of the switch, by port group
-	denied   error          // privileges that the account lacks to make what is not there
+	networks map[ref]string   // names
+	switches map[ref]string   // uuid of the switch, by port group
+	items    map[string]error // what is wrong with a library item
+	denied   error            // privileges that the account lacks to make what is not there
 }
 
 // Observe reads the VMs of specs and the rules of placements: their references
@@ -91,6 +93,19 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 				return nil, i.missing[t.path]
 			}
 		}
+	}
+	for _, s := range specs {
+		if _, known := i.items[s.LibraryItem]; known || s.LibraryItem == "" || i.vms[s.UUID()] != nil {
+			continue
+		}
+		err := c.content(ctx, func(ctx context.Context, client *rest.Client) error {
+			_, err := libraryItem(ctx, client, s.LibraryItem)
+			return err
+		})
+		if errors.Is(err, ErrUnreachable) || errors.Is(err, ErrLogin) {
+			return nil, err
+		}
+		i.items[s.LibraryItem] = err
 	}
 	if incomplete {
 		var err error
@@ -161,7 +176,7 @@ func (c *Client) newLookup() *lookup {
 	return &lookup{client: c, inventory: &Inventory{
 		client: c, refs: map[string]*ref{}, missing: map[string]error{}, vms: map[string]*ref{},
 		machines: map[ref]*mo.VirtualMachine{}, clusters: map[ref]*mo.ClusterComputeResource{},
-		networks: map[ref]string{}, switches: map[ref]string{},
+		networks: map[ref]string{}, switches: map[ref]string{}, items: map[string]error{},
 	}}
 }
 
@@ -369,15 +384,11 @@ func (c *Client) notThere(ctx context.Context, t thing) error {
 	if err != nil {
 		return fmt.Errorf("list %s: %w", parent, err)
 	}
-	hint := "; nothing is there, or the account may not see it"
-	if len(names) > 0 {
-		hint = fmt.Sprintf(" - nearest: %q", nearest(name, names))
-	}
 	where := c.datacenter
 	if kind == "datacenter" {
 		where = "vCenter " + c.server
 	}
-	return fmt.Errorf("no %s %q in %s%s: %w (%s) [FTP401]", kind, name, where, hint, ErrMissing, t.path)
+	return fmt.Errorf("no %s %q in %s%s: %w (%s) [FTP401]", kind, name, where, near(name, names), ErrMissing, t.path)
 }
 
 // children lists the names below a folder, a datacenter, a cluster or a resource pool.
@@ -406,6 +417,18 @@ func (c *Client) children(ctx context.Context, parent ref) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// missingIn is an ErrMissing for a name among names.
+func missingIn(kind, name, where string, names []string) error {
+	return fmt.Errorf("no %s %q in %s%s: %w [FTP401]", kind, name, where, near(name, names), ErrMissing)
+}
+
+func near(name string, names []string) string {
+	if len(names) == 0 {
+		return "; nothing is there, or the account may not see it"
+	}
+	return fmt.Sprintf(" - nearest: %q", nearest(name, names))
 }
 
 // nearest is the name that takes the fewest edits to become name.

@@ -80,7 +80,7 @@ func (i *Inventory) Rules(p Placement) (*RulesEdit, error) {
 	}
 	for _, hosts := range p.hostGroups() {
 		if !slices.Contains(w.hostGroups, hosts) {
-			return nil, w.noHostGroup(hosts, p.Cluster)
+			return nil, missingIn("host group", hosts, "cluster "+p.Cluster, w.hostGroups)
 		}
 	}
 	vms := map[string]ref{}
@@ -192,14 +192,6 @@ func (i *Inventory) ruleWork(p Placement) (*ruleWork, error) {
 		}
 	}
 	return w, nil
-}
-
-func (w *ruleWork) noHostGroup(name, cluster string) error {
-	hint := "; the cluster has none"
-	if len(w.hostGroups) > 0 {
-		hint = fmt.Sprintf(" - nearest: %q", nearest(name, w.hostGroups))
-	}
-	return fmt.Errorf("no host group %q in cluster %s%s: %w [FTP401]", name, cluster, hint, ErrMissing)
 }
 
 func (w *ruleWork) differ(path, before, after string) {

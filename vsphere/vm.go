@@ -38,6 +38,7 @@ type Spec struct {
 	// Where and from what it is made; a VM that is there is not moved. Paths are
 	// relative to the datacenter's folder of their kind.
 	Template     string
+	LibraryItem  string // "LIBRARY/ITEM" of a content library; exactly one of Template and LibraryItem is set
 	Folder       string
 	Cluster      string
 	ResourcePool string // below the cluster's root pool; "" = that pool
@@ -213,7 +214,7 @@ func (i *Inventory) Ready(spec Spec) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, i.denied)
+	errs = append(errs, i.items[spec.LibraryItem], i.denied)
 	return errors.Join(errs...)
 }
 

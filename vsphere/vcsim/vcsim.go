@@ -73,7 +73,7 @@ func Start(t testing.TB) *Server {
 	about := &model.ServiceContent.About
 	about.Version, about.ApiVersion = "8.0.3", "8.0.3.0"
 	must(t, model.Create())
-	model.Service.TLS = new(tls.Config)
+	model.Service.TLS, model.Service.RegisterEndpoints = new(tls.Config), true
 	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(Username, Password)}
 	server := model.Service.NewServer()
 	t.Cleanup(func() { server.Close(); model.Remove() })
