@@ -65,7 +65,7 @@ func observeVCenter(ctx context.Context, c *vsphere.Client, t *blueprints.Topolo
 func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
 	s := vsphere.Spec{
 		Deployment: t.ID, Name: box.Name,
-		Template: box.Image.Template, Folder: box.Site.Folder, Cluster: box.Site.Cluster,
+		Template: box.Image.Template, LibraryItem: box.Image.LibraryItem, Folder: box.Site.Folder, Cluster: box.Site.Cluster,
 		ResourcePool: box.Site.ResourcePool, Datastore: box.Site.Datastore,
 		Annotation: fmt.Sprintf("lb %q of deployment %q, made by ftpdeploy: change the blueprint, not the VM.", box.Name, t.ID),
 		CPUs:       box.CPUs, MemoryMB: box.MemoryMB, DiskGB: box.DiskGB,
@@ -81,19 +81,22 @@ func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
 // its guest is told.
 type vmStep struct {
 	machine
-	box *blueprints.Box
+	box   *blueprints.Box
+	after []string
 }
 
-// newVM makes the step "vm/NAME" of a box that ftpdeploy makes.
-func newVM(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory) plan.Step {
-	return &vmStep{machine{t, client, first}, box}
+// newVM makes the step "vm/NAME" of a box that ftpdeploy makes. Where VMs are
+// there already, a change of hardware may need them off: each then names in after
+// the step that brings the one before it back.
+func newVM(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) plan.Step {
+	return &vmStep{machine{t, client, first}, box, after}
 }
 
 // Name implements plan.Step.
 func (s *vmStep) Name() string { return "vm/" + s.box.Name }
 
 // After implements plan.Step.
-func (s *vmStep) After() []string { return nil }
+func (s *vmStep) After() []string { return s.after }
 
 // Plan implements plan.Step.
 func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error) {
@@ -111,9 +114,6 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 	case goal == plan.Absent:
 		return []plan.Change{s.destroy(spec)}, nil
 	case vm == nil:
-		if s.box.Image.Template == "" {
-			return nil, fmt.Errorf("image %q is a library_item: only a template can be cloned by this version", s.box.Image.Name)
-		}
 		if err := i.Ready(spec); err != nil {
 			return nil, err
 		}
@@ -128,7 +128,7 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 
 func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 	fields := []plan.Field{
-		{Path: "template", After: spec.Template},
+		{Path: "from", After: spec.Source()},
 		{Path: "folder", After: spec.Folder},
 		{Path: "cluster", After: spec.Cluster},
 		{Path: "resource_pool", After: spec.ResourcePool},
@@ -150,7 +150,7 @@ func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 			if err != nil {
 				return err
 			}
-			report("cloning " + spec.Template)
+			report("making it from " + spec.Source())
 			if err := c.Create(ctx, spec, report); err != nil {
 				return err
 			}

@@ -65,7 +65,7 @@ func (c *Client) Create(ctx context.Context, spec Spec, report func(string)) err
 	}
 	folder := object.NewFolder(c.vim, *i.refs[c.folderPath(spec)])
 	started, err := object.NewVirtualMachine(c.vim, template.Self).Clone(ctx, folder, spec.Name, clone)
-	what := fmt.Sprintf("clone %s from template %s", spec.Name, spec.Template)
+	what := fmt.Sprintf("clone %s from %s", spec.Name, spec.Source())
 	return c.task(ctx, what, cloneBound, started, err, report)
 }
 

@@ -74,7 +74,7 @@ func libraryItem(ctx context.Context, client *rest.Client, name string) (id stri
 // API takes neither our identity nor our marks: they are set on the result at
 // once. What a crash in between leaves bears no mark and is refused as ErrForeign.
 func (c *Client) deploy(ctx context.Context, i *Inventory, spec Spec, report func(string)) error {
-	what := fmt.Sprintf("deploy %s from library item %s", spec.Name, spec.LibraryItem)
+	what := fmt.Sprintf("deploy %s from %s", spec.Name, spec.Source())
 	report(what)
 	request := vcenter.Deploy{
 		DeploymentSpec: vcenter.DeploymentSpec{Name: spec.Name, AcceptAllEULA: true},

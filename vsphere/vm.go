@@ -64,6 +64,14 @@ type NIC struct {
 // UUID is the instanceUuid of the VM: the same for the same deployment and name, for ever.
 func (s Spec) UUID() string { return instanceUUID(s.Deployment, s.Name) }
 
+// Source is what the VM is made from, in words.
+func (s Spec) Source() string {
+	if s.LibraryItem != "" {
+		return "library item " + s.LibraryItem
+	}
+	return "template " + s.Template
+}
+
 func instanceUUID(deployment, name string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/ftpdeploy/ftpdeploy/vm/"+deployment+"/"+name)).String()
 }
