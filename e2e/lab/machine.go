@@ -100,7 +100,7 @@ func (m *machine) boot(ctx context.Context, dir string, guestinfo map[string]str
 		return err
 	}
 	go func() {
-		m.cmd.Wait() //nolint:errcheck // how it ended is in ProcessState
+		_ = m.cmd.Wait() // how it ended is in ProcessState
 		close(m.ended)
 	}()
 	return nil

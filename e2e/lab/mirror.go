@@ -44,6 +44,6 @@ func ServeMirror(dir, listen string) (stop func() error, err error) {
 		return nil, fmt.Errorf("serve the package mirror: %w", err)
 	}
 	server := &http.Server{Handler: http.FileServer(http.Dir(dir)), ReadHeaderTimeout: 10 * time.Second}
-	go server.Serve(listener) //nolint:errcheck // it only ever returns because stop was called
+	go func() { _ = server.Serve(listener) }() // ends when stop is called
 	return server.Close, nil
 }

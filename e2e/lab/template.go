@@ -59,9 +59,6 @@ func BuildTemplate(ctx context.Context, cache string, logf func(format string, a
 	if err := makeTemplate(ctx, temporary, logf); err != nil {
 		return Template{}, fmt.Errorf("make the VM template: %w", err)
 	}
-	if err := os.Chmod(temporary, 0o755); err != nil {
-		return Template{}, fmt.Errorf("make the VM template: %w", err)
-	}
 	// Another lab may have been faster; its template is as good as ours.
 	if err := os.Rename(temporary, dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return Template{}, fmt.Errorf("keep the VM template: %w", err)

@@ -122,7 +122,7 @@ func guestIsUp(nics []virtualNIC, addresses map[string][]netip.Prefix, hostname 
 			info.IpAddress = append(info.IpAddress, address)
 			info.IpConfig.IpAddress = append(info.IpConfig.IpAddress, types.NetIpConfigInfoIpAddress{
 				IpAddress:    address,
-				PrefixLength: int32(prefix.Bits()),
+				PrefixLength: int32(prefix.Bits()), //nolint:gosec // 128 at most
 				State:        string(types.NetIpConfigInfoIpAddressStatusPreferred),
 			})
 		}
@@ -221,7 +221,13 @@ func (g *guest) setGuestinfo(h hardware) {
 // guestOperations answers the calls that a VM's Tools carry out. The simulator
 // answers them with a power state at once; here the guest gets the request and
 // its power state follows when it has done so, or never.
-type guestOperations struct{ v *VCenter }
+//
+// The simulator's own searches look at everything that is registered and end in
+// a panic at what is no managed object, so this is one.
+type guestOperations struct {
+	mo.GuestOperationsManager
+	v *VCenter
+}
 
 var guestOperationsReference = types.ManagedObjectReference{Type: "LabGuestOperations", Value: "lab-guest-operations"}
 
