@@ -81,7 +81,7 @@ func StartVCenter(ctx context.Context, config VCenterConfig) (*VCenter, error) {
 	v.client = client
 	registry := v.service.Context.Map
 	registry.AddHandler(v)
-	registry.Put(&guestOperations{v})
+	registry.Put(&guestOperations{v: v})
 	datastore := filepath.Join(config.Dir, "datastore")
 	if err := os.MkdirAll(datastore, 0o700); err != nil {
 		return nil, fmt.Errorf("start vCenter: %w", err)
