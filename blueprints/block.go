@@ -20,6 +20,11 @@ type spec struct {
 	max    int // and may hold; 0 is any number
 }
 
+// requires tells whether the block must have an argument.
+func (s spec) requires(name string) bool {
+	return slices.Contains(strings.Fields(s.args), name+"!")
+}
+
 func (s spec) body() *hcl.BodySchema {
 	out := &hcl.BodySchema{}
 	for name := range strings.FieldsSeq(s.args) {
@@ -159,6 +164,11 @@ func take[T any](b *block, name string, want cty.Type, fallback T, use func(cty.
 		return zero
 	}
 	bare, _ := value.UnmarkDeep()
+	if b.spec.requires(name) && (bare.IsNull() || bare.Type() == cty.String && bare.AsString() == "") {
+		b.failed[name] = true
+		b.loader.fail("FTP106", b.at(name), "Empty argument", "The argument %q is required, and its value is empty.", name)
+		return zero
+	}
 	if bare.IsNull() {
 		return fallback
 	}
@@ -228,17 +238,18 @@ func (b *block) secret(name string) Secret {
 	}
 	bare, marks := value.UnmarkDeep()
 	switch {
-	case bare.IsNull():
+	case bare.IsNull() && !b.spec.requires(name):
 		return Secret{}
-	case len(marks) == 0:
+	case !bare.IsNull() && len(marks) == 0:
 		b.failed[name] = true
 		b.loader.maskOrigins(attr.Expr, map[*local]bool{})
 		b.loader.fail("FTP602", place{subject: attr.Expr.Range()}, "Secret in the blueprint",
 			"Write secrets outside the blueprint: use env(), file() or a sensitive variable.")
 		return Secret{}
-	case bare.AsString() == "":
+	case bare.IsNull() || bare.AsString() == "":
 		b.failed[name] = true
 		b.loader.fail("FTP106", place{subject: attr.Expr.Range()}, "Empty secret", "The value of %q is empty.", name)
+		return Secret{}
 	}
 	if _, err := parseLine(bare.AsString()); err != nil {
 		b.failed[name] = true

@@ -149,9 +149,6 @@ func (l *loader) vcenter(b *block) {
 	}
 	l.vcenters[b.name], l.blocks[v] = v, b
 	l.account(b, v)
-	if b.attrs["server"] != nil && v.Server == "" && !b.failed["server"] {
-		l.fail("FTP106", b.at("server"), "Not a server", "The value is empty. Give a name, an address or a URL.")
-	}
 	if v.Username == "" && !b.failed["username"] {
 		b.missing(`"username"`)
 	}
