@@ -68,7 +68,7 @@ type hostStep struct {
 func newHost(t *blueprints.Topology, g *blueprints.Group, box *blueprints.Box,
 	connect func(context.Context) (*remote.Host, error), rendered func(context.Context) ([]proxy.File, error),
 	first *remote.Facts, after []string,
-) plan.Step {
+) *hostStep {
 	return &hostStep{topology: t, group: g, box: box, connect: connect, rendered: rendered, first: first, after: after}
 }
 
@@ -615,7 +615,7 @@ func (l *hostLook) removal() []plan.Change {
 	installed, enabled := l.lines(installedAt), l.lines(enabledAt)
 	daemons := l.daemons()
 	slices.Reverse(daemons) // the VIP leaves before what serves it
-	var kept []daemon // that ran before us, and go on
+	var kept []daemon       // that ran before us, and go on
 	for _, d := range daemons {
 		u := l.facts.Units[d.Unit]
 		switch {

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ftpdeploy/ftpdeploy/plan"
+)
+
+func (a *app) applyCommand() *cobra.Command {
+	var yes, noVerify bool
+	c := &cobra.Command{
+		Use: "apply", Short: "Plan, ask, make exactly the planned changes, and prove the result",
+		Example:     "  ftpdeploy apply\n  ftpdeploy apply --yes --json",
+		Annotations: map[string]string{"events": "yes"},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.open(nil)
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			changed, err := d.reach(cmd.Context(), plan.Present, yes, "Apply these changes?")
+			if err != nil {
+				return err
+			}
+			if noVerify {
+				a.emit(event{level: "warn", msg: "NOT VERIFIED: --no-verify was given, nobody knows whether a transfer works. Run: ftpdeploy verify", data: note{}})
+				return nil
+			}
+			settle := time.Duration(0)
+			if changed {
+				settle = time.Minute
+			}
+			if err := d.verify(cmd.Context(), nil, settle); err != nil {
+				if changed {
+					return &exitError{6, err}
+				}
+				return err
+			}
+			d.outputs()
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
+	return c
+}
+
+func (a *app) destroyCommand() *cobra.Command {
+	var yes bool
+	var data []string
+	c := &cobra.Command{
+		Use: "destroy", Short: "Remove what this deployment owns; user data stays unless named",
+		Example:     "  ftpdeploy destroy\n  ftpdeploy destroy --delete-data home",
+		Annotations: map[string]string{"events": "yes"},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.open(data)
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			_, err = d.reach(cmd.Context(), plan.Absent, yes, "Destroy all of this?")
+			return err
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	c.Flags().StringArrayVar(&data, "delete-data", nil, "delete the data of this volume `name` too, although the blueprint keeps it")
+	return c
+}
+
+// reach plans, asks, and applies the plan. It tells whether anything was to do.
+func (d *deployment) reach(ctx context.Context, goal plan.Goal, yes bool, question string) (bool, error) {
+	look, cancel := d.cancelOnStop(ctx)
+	p, err := d.plan(look, goal)
+	cancel()
+	if err != nil || p.Empty() {
+		return false, err
+	}
+	if !yes {
+		if err := d.confirm("\n" + question); err != nil {
+			return false, err
+		}
+	}
+	ctx, cancel = context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
+	defer cancel()
+	o := d.observe(p)
+	d.emit(event{level: "info", msg: "", data: note{}})
+	start := d.now()
+	err = p.Apply(ctx, d.stop)
+	took := d.now().Sub(start)
+	if err != nil {
+		d.emit(event{level: "error", msg: o.undone(p), data: note{}})
+		return true, err
+	}
+	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), took.Seconds()), data: note{}})
+	return true, nil
+}
+
+// observer translates what the engine says into events.
+type observer struct {
+	*deployment
+	mu      sync.Mutex
+	started map[string]time.Time // target -> when its change began
+	done    map[string]bool      // targets that were changed
+	ids     map[string]string    // step + target -> id of the planned change
+}
+
+// observe readies the deployment for the application of p.
+func (d *deployment) observe(p *plan.Plan) *observer {
+	o := &observer{deployment: d, started: map[string]time.Time{}, done: map[string]bool{}, ids: map[string]string{}}
+	var acting []int
+	n := 0
+	for i, e := range p.Entries {
+		if len(e.Changes) > 0 {
+			acting = append(acting, i)
+		}
+		for _, c := range e.Changes {
+			n++
+			o.ids[e.Step.Name()+c.Target] = fmt.Sprintf("c%d", n)
+		}
+	}
+	if d.view != nil {
+		d.view.expect(acting)
+	}
+	p.Observe(o)
+	return o
+}
+
+// Observe implements plan.Observer.
+func (o *observer) Observe(e plan.Event) {
+	switch e.Kind {
+	case plan.ChangeStarted, plan.ChangeProgress, plan.ChangeDone, plan.ChangeFailed:
+		o.change(e)
+	case plan.StepDone:
+		o.emit(event{level: "info", msg: e.Step + ": as planned", data: stepEnd{e.Step, "changed", e.Index}})
+	case plan.StepFailed:
+		o.emit(event{level: "error", msg: e.Step + ": " + e.Err.Error(), data: stepEnd{e.Step, "failed", e.Index}})
+	case plan.StepSkipped:
+		o.emit(event{level: "warn", msg: e.Err.Error(), data: stepEnd{e.Step, "skipped", e.Index}})
+	case plan.StepPlanned, plan.StepStarted:
+	}
+}
+
+func (o *observer) change(e plan.Event) {
+	o.mu.Lock()
+	key := e.Step + e.Change.Target
+	if e.Kind == plan.ChangeStarted {
+		o.started[key] = o.now()
+	}
+	elapsed := o.now().Sub(o.started[key])
+	if e.Kind == plan.ChangeDone {
+		o.done[key] = true
+	}
+	if e.Kind == plan.ChangeDone || e.Kind == plan.ChangeFailed {
+		o.changed++ // a failed change may have reached its target
+	}
+	o.mu.Unlock()
+	a := action{
+		sign: string(e.Change.Action), ID: o.ids[key], Address: e.Change.Target, Step: e.Step, ElapsedMS: elapsed.Milliseconds(),
+	}
+	msg := fmt.Sprintf("%s %s", e.Step, e.Change.Target)
+	level := "info"
+	switch e.Kind {
+	case plan.ChangeStarted:
+		a.phase = "start"
+	case plan.ChangeProgress:
+		a.phase = "progress"
+		msg = fmt.Sprintf("%s: %s (%.0f s)", msg, e.Text, elapsed.Seconds())
+	case plan.ChangeDone:
+		a.phase, a.Outcome = "end", "changed"
+	default:
+		a.phase, a.Outcome, a.Cause, level = "end", "failed", e.Err.Error(), "error"
+	}
+	o.emit(event{level: level, msg: msg, data: a})
+}
+
+// undone says, after an error, what was changed and what was not.
+func (o *observer) undone(p *plan.Plan) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var done, not []string
+	for _, e := range p.Entries {
+		for _, c := range e.Changes {
+			if o.done[e.Step.Name()+c.Target] {
+				done = append(done, c.Target)
+			} else {
+				not = append(not, c.Target)
+			}
+		}
+	}
+	if len(done) == 0 {
+		return "\nNothing was changed."
+	}
+	return fmt.Sprintf("\nChanged: %s.\nNot changed: %s.\nRun again when the cause is gone: the next plan starts from what is there.",
+		strings.Join(done, ", "), strings.Join(not, ", "))
+}
+
+// outputs prints the blueprint's outputs.
+func (d *deployment) outputs() {
+	for _, o := range d.topology.Outputs {
+		value := o.Value
+		if o.Sensitive {
+			value = "(sensitive)"
+		}
+		d.emit(event{level: "info", msg: o.Name + " = " + value, data: output{o.Name, value, o.Sensitive}})
+	}
+}
+
+// errFault says that verify found a fault, which has been shown.
+var errFault = &exitError{7, errors.New("the smoke test failed: see above for the hop that broke")}

@@ -1,0 +1,357 @@
+// Command ftpdeploy deploys passive FTP for Kubernetes behind a pair of HAProxy
+// machines: from one blueprint it plans, applies, proves and removes virtual
+// machines, their configuration and the FTP server.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"os/user"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+)
+
+func main() {
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now}
+	os.Exit(a.run(context.Background(), os.Args[1:]))
+}
+
+// app is one run of the command: its surroundings and its flags.
+type app struct {
+	stdin          *os.File
+	stdout, stderr io.Writer
+	env            func(string) (string, bool)
+	now            func() time.Time
+
+	file       string
+	vars       []string
+	varFiles   []string
+	output     string
+	json       bool
+	quiet      bool
+	verbose    int
+	color      string
+	noInput    bool
+	timeout    time.Duration
+	parallel   int
+	timings    bool
+	kubeconfig string
+	context    string
+
+	started time.Time
+	emit    func(event)
+	view    *human // nil when the output is JSON
+	stop    chan struct{}
+	changed int // changes made so far
+	next    []string
+}
+
+// run runs the command and returns its exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.started = a.now()
+	a.stop = make(chan struct{})
+	a.emit = (&human{out: a.stdout, err: a.stderr, now: a.now}).emit // until the flags are known
+	root := a.command()
+	root.SetArgs(longFlags(args))
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	defer a.signals(cancel)()
+
+	cmd, err := root.ExecuteContextC(ctx)
+	code := exitCode(err, a.changed > 0)
+	if cmd.Annotations["events"] == "" && err == nil {
+		return code
+	}
+	if a.interrupted() && err != nil {
+		code = 130
+	}
+	a.end(code, err)
+	return code
+}
+
+// end says how the run ended: the error last, with what to do next.
+func (a *app) end(code int, err error) {
+	if text := message(err); text != "" {
+		a.emit(event{level: "error", msg: "Error: " + text, data: note{}})
+	}
+	outcome := map[int]string{0: "ok", 2: "changes"}[code]
+	if outcome == "" {
+		outcome = "failed"
+		if a.changed > 0 {
+			outcome = "partial"
+		}
+	}
+	a.emit(event{level: "info", data: runEnd{
+		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), Next: a.next,
+	}})
+}
+
+// signals makes the first SIGINT or SIGTERM stop the run at the next safe point
+// and the second one stop it now. It returns what ends that.
+func (a *app) signals(cancel context.CancelFunc) func() {
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	over := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-over:
+				return
+			case <-ch:
+			}
+			if n == 0 {
+				close(a.stop)
+				a.emit(event{level: "warn", msg: "Stopping at the next safe point. Interrupt again to stop now.", data: note{}})
+				continue
+			}
+			cancel()
+		}
+	}()
+	return func() { signal.Stop(ch); close(over) }
+}
+
+func (a *app) interrupted() bool {
+	select {
+	case <-a.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// cancelOnStop gives a context for work that changes nothing: there, the first
+// interrupt ends it at once.
+func (a *app) cancelOnStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-a.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// longFlags accepts the single-dash spellings that Terraform's users type.
+func longFlags(args []string) []string {
+	out := make([]string, len(args))
+	for i, s := range args {
+		name, _, _ := strings.Cut(s, "=")
+		switch name {
+		case "-var", "-var-file", "-json", "-detailed-exitcode":
+			s = "-" + s
+		}
+		out[i] = s
+	}
+	return out
+}
+
+const longHelp = `ftpdeploy deploys passive FTP for Kubernetes behind a pair of HAProxy machines.
+
+One blueprint (*.ftp.hcl) says what should exist: two virtual machines with HAProxy and a
+keepalived VIP, explicit NodePorts, and vsftpd behind them. ftpdeploy plans, applies, proves
+and removes it. It keeps no state file: what it owns bears its mark.
+
+Exit codes:
+  0    done (plan --detailed-exitcode: nothing to change)
+  1    error before any change
+  2    with --detailed-exitcode: changes are pending
+  3    blueprint or variable invalid
+  4    the world changed since the plan; stopped at a safe point
+  6    apply failed part-way, or the result differs from the plan: a human is needed
+  7    verify found a fault
+  9    cannot reach or log in to a target, or it is not the one that is trusted
+  64   usage
+  130  interrupted; the summary says what is done`
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "ftpdeploy", Short: "Passive FTP for Kubernetes behind a pair of HAProxy machines", Long: longHelp,
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRunE: a.prepare,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{64, err} })
+	f := root.PersistentFlags()
+	f.StringVarP(&a.file, "file", "f", "", "blueprint `file` or directory (default: the single *.ftp.hcl here)")
+	f.StringArrayVar(&a.vars, "var", nil, "set a variable: `name=value` (refused for sensitive ones)")
+	f.StringArrayVar(&a.varFiles, "var-file", nil, "read variables from a `file`")
+	f.StringVarP(&a.output, "output", "o", "text", "output `format`: text, plain or json")
+	f.BoolVar(&a.json, "json", false, "same as --output json: one event a line on stdout")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress on stderr")
+	f.CountVarP(&a.verbose, "verbose", "v", "say more; twice: still more")
+	f.StringVar(&a.color, "color", "auto", "`when` to colour: auto, always or never")
+	f.BoolVar(&a.noInput, "no-input", false, "never ask")
+	f.DurationVar(&a.timeout, "timeout", time.Hour, "`bound` on the whole run")
+	f.IntVar(&a.parallel, "parallel", 8, "steps at the same time, at most `N`")
+	f.BoolVar(&a.timings, "timings", false, "say where the time went")
+	f.StringVar(&a.kubeconfig, "kubeconfig", "", "kubeconfig `file` instead of the blueprint's")
+	f.StringVar(&a.context, "context", "", "kubeconfig context `name` instead of the blueprint's")
+	for _, c := range []*cobra.Command{
+		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
+		a.destroyCommand(), a.verifyCommand(), a.versionCommand(),
+	} {
+		if c.Args == nil {
+			c.Args = cobra.NoArgs
+		}
+		root.AddCommand(c)
+	}
+	return root
+}
+
+// prepare reads FTPDEPLOY_* for the flags that were not given and chooses how
+// to speak.
+func (a *app) prepare(cmd *cobra.Command, _ []string) error {
+	var bad error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		name := "FTPDEPLOY_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := a.env(name); ok && !f.Changed && bad == nil {
+			if err := cmd.Flags().Set(f.Name, v); err != nil {
+				bad = fmt.Errorf("%s=%q: %w", name, v, err)
+			}
+		}
+	})
+	if bad != nil {
+		return &exitError{64, bad}
+	}
+	if a.json {
+		a.output = "json"
+	}
+	ci, _ := a.env("CI")
+	if ci == "true" {
+		a.noInput = true
+		if a.output == "text" {
+			a.output = "plain"
+		}
+	}
+	switch a.output {
+	case "text", "plain":
+		a.view = &human{out: a.stdout, err: a.stderr, quiet: a.quiet, now: a.now}
+		if f, ok := a.stderr.(*os.File); ok && a.output == "text" && term.IsTerminal(int(f.Fd())) {
+			a.view.live = !a.envIs("TERM", "dumb")
+			a.view.width, _, _ = term.GetSize(int(f.Fd()))
+		}
+		color, err := a.wantColor()
+		if err != nil {
+			return err
+		}
+		a.view.color = color
+		a.emit = a.view.emit
+	case "json":
+		id, err := uuid.NewV7()
+		if err != nil {
+			return fmt.Errorf("make a run id: %w", err)
+		}
+		a.emit = (&jsonStream{w: a.stdout, run: id.String(), now: a.now}).emit
+	default:
+		return &exitError{64, fmt.Errorf("--output %s: want text, plain or json", a.output)}
+	}
+	if cmd.Annotations["events"] != "" {
+		start := runStart{Command: cmd.Name(), Version: version(), Blueprint: a.file}
+		start.Host, _ = os.Hostname()
+		if u, err := user.Current(); err == nil {
+			start.User = u.Username
+		}
+		a.emit(event{level: "info", data: start})
+	}
+	return nil
+}
+
+func (a *app) envIs(name, value string) bool {
+	v, _ := a.env(name)
+	return v == value
+}
+
+// wantColor follows --color, NO_COLOR (https://no-color.org), CLICOLOR_FORCE and TERM.
+func (a *app) wantColor() (bool, error) {
+	switch a.color {
+	case "always":
+		return true, nil
+	case "never":
+		return false, nil
+	case "auto":
+	default:
+		return false, &exitError{64, fmt.Errorf("--color %s: want auto, always or never", a.color)}
+	}
+	if v, _ := a.env("NO_COLOR"); v != "" || a.output == "plain" || a.envIs("TERM", "dumb") {
+		return false, nil
+	}
+	if v, _ := a.env("CLICOLOR_FORCE"); v != "" && v != "0" {
+		return true, nil
+	}
+	f, ok := a.stdout.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())), nil
+}
+
+// load loads the blueprint and prints what is wrong with it.
+func (a *app) load() (*blueprints.Topology, error) {
+	if a.file == "" {
+		found, err := blueprints.Find(".")
+		if err != nil {
+			return nil, &exitError{3, err}
+		}
+		a.file = found
+	}
+	vars := map[string]string{}
+	for _, v := range a.vars {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok {
+			return nil, &exitError{64, fmt.Errorf("--var %s: want name=value", name)}
+		}
+		vars[name] = value
+	}
+	t, files, diags := blueprints.Load(a.file, blueprints.Options{
+		Vars: vars, VarFiles: a.varFiles, Env: a.env, Version: version(),
+	})
+	for i, d := range diags {
+		e := diagnostic{Severity: "error", Code: blueprints.Code(d), Summary: d.Summary, Detail: d.Detail}
+		level := "error"
+		if !diags[i : i+1].HasErrors() {
+			e.Severity, level = "warning", "warn"
+		}
+		if r := d.Subject; r != nil {
+			e.Range = &textRange{
+				r.Filename, position{r.Start.Line, r.Start.Column, r.Start.Byte}, position{r.End.Line, r.End.Column, r.End.Byte},
+			}
+		}
+		a.emit(event{level: level, msg: d.Summary, data: e})
+	}
+	if a.view != nil && len(diags) > 0 {
+		if err := files.Write(a.stderr, diags, max(a.view.width, 78), a.view.color); err != nil {
+			return nil, fmt.Errorf("print diagnostics: %w", err)
+		}
+	}
+	if diags.HasErrors() {
+		return nil, &exitError{3, errShown}
+	}
+	return t, nil
+}
+
+// confirm asks a yes-or-no question. Without a terminal, or with --no-input, it
+// says how to answer in advance.
+func (a *app) confirm(question string) error {
+	if a.noInput || a.view == nil || !term.IsTerminal(int(a.stdin.Fd())) {
+		return &exitError{1, errors.New("there is nobody to ask; say --yes to go ahead without a question")}
+	}
+	fmt.Fprint(a.stderr, question+" Only \"yes\" is taken as a yes: ")
+	var answer string
+	if _, err := fmt.Fscanln(a.stdin, &answer); err != nil || answer != "yes" {
+		return &exitError{1, errors.New("not confirmed; nothing was changed")}
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ftpdeploy/ftpdeploy/kube"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"ftpdeploy": main})
+}
+
+// TestScripts runs testdata/*.txtar. Beside the usual commands they have
+// "exits CODE COMMAND...", which runs a command that must end with that code.
+func TestScripts(t *testing.T) {
+	blueprints, err := filepath.Abs("../../blueprints")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("BLUEPRINTS", blueprints)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+	})
+}
+
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit interface{ ExitCode() int }
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	deep := func(err error) error { return fmt.Errorf("step: %w", fmt.Errorf("do: %w", err)) }
+	for _, tt := range []struct {
+		err     error
+		changed bool
+		want    int
+	}{
+		{nil, true, 0},
+		{deep(io.ErrUnexpectedEOF), false, 1},
+		{errPending, false, 2},
+		{&exitError{3, errShown}, false, 3},
+		{deep(&plan.DriftError{}), true, 4},
+		{deep(&plan.NotConvergedError{}), true, 6},
+		{deep(io.ErrUnexpectedEOF), true, 6},
+		{deep(remote.ErrUnreachable), true, 6},
+		{errFault, false, 7},
+		{deep(vsphere.ErrUnreachable), false, 9},
+		{deep(vsphere.ErrUntrusted), false, 9},
+		{deep(vsphere.ErrLogin), false, 9},
+		{deep(remote.ErrUnreachable), false, 9},
+		{deep(remote.ErrHostKey), false, 9},
+		{deep(remote.ErrAuth), false, 9},
+		{deep(remote.ErrSudo), false, 9},
+		{deep(kube.ErrUnreachable), false, 9},
+		{deep(kube.ErrAuth), false, 9},
+		{errors.Join(deep(io.ErrUnexpectedEOF), deep(kube.ErrAuth)), false, 9},
+		{deep(plan.ErrStopped), true, 130},
+		{deep(context.Canceled), false, 130},
+	} {
+		if got := exitCode(tt.err, tt.changed); got != tt.want {
+			t.Errorf("exitCode(%v, changed %t) = %d, want %d", tt.err, tt.changed, got, tt.want)
+		}
+	}
+}
+
+// TestApplyOutputIsInListOrder ends the steps in another order than the list's.
+func TestApplyOutputIsInListOrder(t *testing.T) {
+	var out, err strings.Builder
+	h := &human{out: &out, err: &err, now: time.Now}
+	h.expect([]int{0, 2, 5})
+	over := func(index int, step string) {
+		h.emit(event{data: action{phase: "end", sign: "+", Step: step, Address: "x", Outcome: "changed"}})
+		h.emit(event{data: stepEnd{step, "changed", index}})
+	}
+	over(5, "third")
+	over(0, "first")
+	if strings.Contains(out.String(), "third") {
+		t.Errorf("a later step is printed before an earlier one is over:\n%s", out.String())
+	}
+	over(2, "second")
+	first, second, third := strings.Index(out.String(), "first"), strings.Index(out.String(), "second"), strings.Index(out.String(), "third")
+	if first < 0 || second < first || third < second {
+		t.Errorf("not in the order of the list:\n%s", out.String())
+	}
+}
+
+func TestHumanViewOnATerminalLeavesNoStatusLine(t *testing.T) {
+	var out, err strings.Builder
+	h := &human{out: &out, err: &err, live: true, width: 20, now: time.Now}
+	h.emit(event{msg: "a text that is longer than the terminal is wide", data: progress{}})
+	h.emit(event{level: "info", msg: "result", data: note{}})
+	if !strings.HasSuffix(err.String(), "\r\x1b[K") {
+		t.Errorf("the status line stays: %q", err.String())
+	}
+	if line, _, _ := strings.Cut(err.String(), "\r"); len([]rune(line)) > 19 {
+		t.Errorf("the status line is wider than the terminal: %q", line)
+	}
+	if out.String() != "result\n" {
+		t.Errorf("stdout has %q", out.String())
+	}
+}

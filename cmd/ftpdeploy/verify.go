@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/steps"
+)
+
+func (a *app) verifyCommand() *cobra.Command {
+	var names []string
+	c := &cobra.Command{
+		Use: "verify", Short: "Prove the service with real passive-FTP transfers",
+		Example:     "  ftpdeploy verify\n  ftpdeploy verify --name end-to-end --json",
+		Annotations: map[string]string{"events": "yes"},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := a.cancelOnStop(cmd.Context())
+			defer cancel()
+			d, err := a.open(nil)
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			return d.verify(ctx, names, 0)
+		},
+	}
+	c.Flags().StringArrayVar(&names, "name", nil, "only the smoke block of this `name`")
+	return c
+}
+
+// verify runs the smoke tests. With settle it tries again for that long: after
+// a change, NodePorts answer a few seconds later than Kubernetes says.
+func (d *deployment) verify(ctx context.Context, names []string, settle time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
+	defer cancel()
+	for _, name := range names {
+		if !slices.ContainsFunc(d.topology.Smokes, func(s *blueprints.Smoke) bool { return s.Name == name }) {
+			return &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
+		}
+	}
+	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, Settle: settle, Report: func(text string) {
+		d.emit(event{level: "info", msg: "not yet: " + text, data: progress{}})
+	}})
+	for _, r := range results {
+		d.proof(r)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return errFault
+	case len(results) == 0:
+		d.emit(event{level: "warn", msg: "NOT VERIFIED: the blueprint has no smoke block, nobody knows whether a transfer works.", data: note{}})
+	}
+	return nil
+}
+
+// proof shows the outcome of one smoke block.
+func (d *deployment) proof(r steps.SmokeResult) {
+	verdict, box := "PASS", ""
+	if r.Err != nil {
+		verdict = "FAIL"
+	}
+	head := fmt.Sprintf("\n%s  smoke %q via %s", verdict, r.Smoke.Name, r.Address)
+	if r.Box != nil {
+		box = r.Box.Name
+		head += " (standby " + box + ")"
+	}
+	d.emit(event{level: "info", msg: fmt.Sprintf("%s  %.1f s", head, r.Took.Seconds()), data: note{}})
+	for _, c := range r.Report.Checks {
+		level := "info"
+		if !c.OK {
+			level = "error"
+		}
+		text := c.Detail
+		if c.Bytes > 0 && c.OK {
+			text = strings.TrimSpace(fmt.Sprintf("%s %.1f MiB/s", text, c.BytesPerSecond()/(1<<20)))
+		}
+		d.emit(event{level: level, msg: c.Name + ": " + text, data: smokeCheck{
+			Smoke: r.Smoke.Name, Name: c.Name, Box: box, OK: c.OK, MS: c.Duration.Milliseconds(), Bytes: c.Bytes, Port: c.Port, Text: text,
+		}})
+	}
+	if n := len(r.Report.Ports); n > 0 {
+		text := fmt.Sprintf("       passive ports that moved data: %d", n)
+		if len(r.Report.NotDrawn) > 0 {
+			text += fmt.Sprintf("; never drawn by the server: %v", r.Report.NotDrawn)
+		}
+		d.emit(event{level: "info", msg: text, data: note{}})
+	}
+	if r.Err == nil {
+		return
+	}
+	d.emit(event{level: "error", msg: r.Err.Error(), data: note{}})
+	if d.verbose > 0 {
+		d.emit(event{level: "error", msg: strings.Join(r.Report.Transcript, "\n"), data: note{}})
+	}
+}

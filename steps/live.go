@@ -1,0 +1,267 @@
+package steps
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/kube"
+	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
+)
+
+// Options say how the targets of a topology are reached.
+type Options struct {
+	Kubeconfig string   // instead of the blueprint's, "" = the blueprint's
+	Context    string   // likewise
+	DeleteData []string // names of volumes whose data goes with Goal Absent although the blueprint keeps it
+	// Env answers for HOME, SSH_AUTH_SOCK and KUBECONFIG.
+	Env     func(string) (string, bool)
+	Version string // of ftpdeploy, for the user agent
+}
+
+// Live holds the connections of one run. Each is made when it is first needed,
+// and made again when it broke. It may be used by several goroutines.
+type Live struct {
+	topology *blueprints.Topology
+	options  Options
+	vcenters map[*blueprints.VCenter]*connection[*vsphere.Client]
+	hosts    map[*blueprints.Box]*connection[*remote.Host]
+	clusters map[*blueprints.Cluster]*connection[*kube.Client]
+
+	mu       sync.Mutex
+	observed []Observation
+}
+
+// Observation is what looking at one target took.
+type Observation struct {
+	Address  string // as the blueprint has it: "vcenter.main", "lb.haproxy-a"
+	Kind     string // vcenter, host, cluster
+	Took     time.Duration
+	Turns    int // network turns; 0 = not counted
+	BytesIn  int64
+	BytesOut int64
+}
+
+// connection is one that is made once for all who need it.
+type connection[T any] struct {
+	mu    sync.Mutex
+	value T
+	made  bool
+	fresh bool // what it leads to was not there when it was first asked for
+}
+
+// get returns the connection, made by connect where there is none or where alive
+// says that it broke.
+func (c *connection[T]) get(ctx context.Context, alive func(T) bool, connect func(context.Context) (T, error)) (T, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made && alive(c.value) {
+		return c.value, nil
+	}
+	value, err := connect(ctx)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	c.value, c.made = value, true
+	return value, nil
+}
+
+// Open prepares the connections of t. Nothing is reached yet.
+func Open(t *blueprints.Topology, o Options) *Live {
+	l := &Live{
+		topology: t, options: o,
+		vcenters: map[*blueprints.VCenter]*connection[*vsphere.Client]{},
+		hosts:    map[*blueprints.Box]*connection[*remote.Host]{},
+		clusters: map[*blueprints.Cluster]*connection[*kube.Client]{},
+	}
+	for _, b := range t.Boxes {
+		l.hosts[b] = &connection[*remote.Host]{}
+		if b.Created() {
+			l.vcenters[b.Site.VCenter] = &connection[*vsphere.Client]{}
+		}
+	}
+	for _, c := range t.Clusters {
+		l.clusters[c] = &connection[*kube.Client]{}
+	}
+	return l
+}
+
+// Close ends the connections that were made.
+func (l *Live) Close(ctx context.Context) error {
+	var errs []error
+	for _, c := range l.hosts {
+		if c.made {
+			errs = append(errs, c.value.Close())
+		}
+	}
+	for _, c := range l.vcenters {
+		if c.made {
+			errs = append(errs, c.value.Close(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Observed tells what looking at the targets has taken so far.
+func (l *Live) Observed() []Observation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.observed
+}
+
+func (l *Live) note(o Observation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.observed = append(l.observed, o)
+}
+
+func (l *Live) vcenter(ctx context.Context, v *blueprints.VCenter) (*vsphere.Client, error) {
+	always := func(*vsphere.Client) bool { return true } // it logs in again by itself
+	return l.vcenters[v].get(ctx, always, func(ctx context.Context) (*vsphere.Client, error) {
+		return vsphere.Connect(ctx, vsphere.Config{
+			Server: v.Server, Username: v.Username, Password: v.Password.Reveal(), Datacenter: v.Datacenter,
+			CAFile: v.CAFile, Thumbprint: v.Thumbprint, Insecure: v.Insecure,
+		})
+	})
+}
+
+func (l *Live) cluster(ctx context.Context, c *blueprints.Cluster) (*kube.Client, error) {
+	always := func(*kube.Client) bool { return true } // each of its calls stands alone
+	return l.clusters[c].get(ctx, always, func(context.Context) (*kube.Client, error) {
+		return kube.Connect(kube.Config{
+			Kubeconfig: l.expand(cmp.Or(l.options.Kubeconfig, c.Kubeconfig)), Context: cmp.Or(l.options.Context, c.Context),
+			UserAgent: "ftpdeploy/" + l.options.Version,
+		})
+	})
+}
+
+// bootBound is how long a machine that was not there, or that went away, has to
+// take SSH connections.
+const bootBound = 3 * time.Minute
+
+// host enters a box. ErrAbsent says that there is no such machine to enter: it
+// is not made yet, is off, or has not told who it is. A machine that came up, or
+// broke the connection, in this run is given time to boot.
+func (l *Live) host(ctx context.Context, b *blueprints.Box) (*remote.Host, error) {
+	c := l.hosts[b]
+	h, err := c.get(ctx, (*remote.Host).Alive, func(ctx context.Context) (*remote.Host, error) { return l.enter(ctx, b) })
+	if errors.Is(err, ErrAbsent) {
+		c.mu.Lock()
+		c.fresh = true
+		c.mu.Unlock()
+	}
+	return h, err
+}
+
+// enter makes the connection of host; the caller holds its lock.
+func (l *Live) enter(ctx context.Context, b *blueprints.Box) (*remote.Host, error) {
+	c, err := l.identify(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	if before := l.hosts[b]; !before.fresh && !before.made {
+		return remote.Dial(ctx, c)
+	}
+	bounded, cancel := context.WithTimeout(ctx, bootBound)
+	defer cancel()
+	for {
+		h, err := remote.Dial(bounded, c)
+		if err == nil || !errors.Is(err, remote.ErrUnreachable) {
+			return h, err
+		}
+		select {
+		case <-bounded.Done():
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("wait %s for SSH of a machine that just came up: %w", bootBound, err)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// identify says how a box is entered, and by which keys it proves who it is.
+func (l *Live) identify(ctx context.Context, b *blueprints.Box) (remote.Config, error) {
+	if !b.Created() {
+		return l.login(b, nil), nil
+	}
+	c, err := l.vcenter(ctx, b.Site.VCenter)
+	if err != nil {
+		return remote.Config{}, err
+	}
+	vm, err := c.Find(ctx, l.topology.ID, b.Name)
+	if errors.Is(err, vsphere.ErrNotFound) {
+		return remote.Config{}, ErrAbsent
+	}
+	if err != nil {
+		return remote.Config{}, err
+	}
+	if !vm.On || len(vm.HostKeys) == 0 {
+		return remote.Config{}, ErrAbsent
+	}
+	return l.login(b, vm.HostKeys), nil
+}
+
+// login says how a box is entered; with keys nil, known_hosts vouches for it.
+func (l *Live) login(b *blueprints.Box, keys []string) remote.Config {
+	c := l.sshConfig(b.SSH, b.Address.String())
+	c.Name, c.HostKeys = b.Name, keys
+	if keys != nil {
+		c.KnownHosts = ""
+	}
+	return c
+}
+
+func (l *Live) sshConfig(s *blueprints.SSH, address string) remote.Config {
+	c := remote.Config{
+		Address: net.JoinHostPort(address, strconv.Itoa(s.Port)), User: s.User,
+		IdentityFile: l.expand(s.IdentityFile), Password: s.Password.Reveal(), KnownHosts: l.expand(s.KnownHosts),
+		Become: s.Become == "sudo", BecomePassword: s.BecomePassword.Reveal(), ConnectTimeout: s.ConnectTimeout,
+	}
+	if s.Agent {
+		c.AgentSocket, _ = l.options.Env("SSH_AUTH_SOCK")
+	}
+	if s.Bastion != nil {
+		bastion := l.sshConfig(s.Bastion, s.Bastion.BastionAddress)
+		bastion.Become = false
+		c.Bastion = &bastion
+	}
+	return c
+}
+
+// expand puts the home directory in the place of "~/" in a file or a list of files.
+func (l *Live) expand(paths string) string {
+	home, _ := l.options.Env("HOME")
+	list := filepath.SplitList(paths)
+	for i, p := range list {
+		if rest, ok := strings.CutPrefix(p, "~/"); ok {
+			list[i] = filepath.Join(home, rest)
+		}
+	}
+	return strings.Join(list, string(os.PathListSeparator))
+}
+
+// timed notes what look took of a target.
+func (l *Live) timed(address, kind string, look func() (remote.Stats, error)) error {
+	start := time.Now()
+	stats, err := look()
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", address, err)
+	}
+	l.note(Observation{
+		Address: address, Kind: kind, Took: time.Since(start),
+		Turns: int(stats.Turns), BytesIn: stats.BytesIn, BytesOut: stats.BytesOut,
+	})
+	return nil
+}

@@ -1,0 +1,312 @@
+// Package steps holds the steps that make a deployment from a topology: the
+// only place where a topology meets the clients of the outside world.
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/kube"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp"
+	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
+)
+
+// List observes the targets once and returns the steps of the deployment: its
+// table of contents. Each step's first Plan takes what was observed here; later
+// ones look again.
+func (l *Live) List(ctx context.Context) ([]plan.Step, error) {
+	seen, err := l.observe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := l.topology
+	var list []plan.Step
+	for _, b := range t.Boxes {
+		if b.Created() {
+			list = append(list, newVM(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+		}
+	}
+	for _, g := range t.Groups {
+		if b := g.Boxes[0]; b.Created() {
+			list = append(list, newPlacement(t, g, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+		}
+	}
+	for _, b := range t.Boxes {
+		if b.Created() {
+			list = append(list, newPower(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+		}
+	}
+	for _, h := range seen.hosts {
+		list = append(list, h)
+	}
+	for _, s := range t.Services {
+		if s.Server == "vsftpd" {
+			list = append(list, newKubernetes(t, s, l.clusterOf(s.Cluster), l.options.DeleteData))
+		}
+	}
+	return list, nil
+}
+
+// sighting is what was observed at the start of a run.
+type sighting struct {
+	inventories map[*blueprints.VCenter]*vsphere.Inventory
+	hosts       []*hostStep // in the order in which the boxes may be changed
+}
+
+func (l *Live) observe(ctx context.Context) (*sighting, error) {
+	seen := &sighting{inventories: map[*blueprints.VCenter]*vsphere.Inventory{}}
+	workers := map[*blueprints.Cluster][]netip.Addr{}
+	// The look at a target writes its result into a variable of its own.
+	var looks []func(context.Context) error
+	inventories := make([]*vsphere.Inventory, 0, len(l.vcenters))
+	var centers []*blueprints.VCenter
+	for v := range l.vcenters {
+		i := len(inventories)
+		inventories, centers = append(inventories, nil), append(centers, v)
+		looks = append(looks, func(ctx context.Context) error {
+			return l.timed("vcenter."+v.Name, "vcenter", func() (remote.Stats, error) {
+				c, err := l.vcenter(ctx, v)
+				if err != nil {
+					return remote.Stats{}, err
+				}
+				inventories[i], err = observeVCenter(ctx, c, l.topology, v)
+				return remote.Stats{}, err
+			})
+		})
+	}
+	nodes := make([][]netip.Addr, len(l.topology.Clusters))
+	for i, c := range l.topology.Clusters {
+		if nodes[i] = c.Workers; c.WorkerSelector == "" {
+			continue
+		}
+		looks = append(looks, func(ctx context.Context) error {
+			return l.timed("cluster."+c.Name, "cluster", func() (remote.Stats, error) {
+				var err error
+				nodes[i], err = l.workers(ctx, c)
+				return remote.Stats{}, err
+			})
+		})
+	}
+	if err := together(ctx, looks); err != nil {
+		return nil, err
+	}
+	for i, v := range centers {
+		seen.inventories[v] = inventories[i]
+	}
+	for i, c := range l.topology.Clusters {
+		workers[c] = nodes[i]
+	}
+	return seen, l.observeHosts(ctx, seen, workers)
+}
+
+// together runs all looks at the same time and joins what they have to say.
+func together(ctx context.Context, looks []func(context.Context) error) error {
+	errs := make([]error, len(looks))
+	var group errgroup.Group
+	for i, look := range looks {
+		group.Go(func() error {
+			errs[i] = look(ctx)
+			return nil
+		})
+	}
+	_ = group.Wait() // the errors are in errs, in order
+	return errors.Join(errs...)
+}
+
+// workers are the addresses of the nodes that a cluster's selector matches.
+func (l *Live) workers(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr, error) {
+	client, err := l.cluster(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	found, err := client.Nodes(ctx, c.WorkerSelector, c.NodeAddressType)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("no node of cluster %q matches worker_selector %q", c.Name, c.WorkerSelector)
+	}
+	var addresses []netip.Addr
+	for _, n := range found {
+		addresses = append(addresses, n.Address)
+	}
+	return addresses, nil
+}
+
+// observeHosts makes the host steps with what their boxes look like now. Where a
+// box of a group holds a VIP, the ones that hold none are changed before it.
+func (l *Live) observeHosts(ctx context.Context, seen *sighting, workers map[*blueprints.Cluster][]netip.Addr) error {
+	var looks []func(context.Context) error
+	for _, g := range l.topology.Groups {
+		for _, b := range g.Boxes {
+			files := func(context.Context) ([]proxy.File, error) { return proxy.Files(l.topology, g, b, workers) }
+			var after []string
+			if b.Created() {
+				after = []string{"power/" + b.Name}
+			}
+			h := newHost(l.topology, g, b, func(ctx context.Context) (*remote.Host, error) { return l.host(ctx, b) }, files, nil, after)
+			seen.hosts = append(seen.hosts, h)
+			looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
+		}
+	}
+	if err := together(ctx, looks); err != nil {
+		return err
+	}
+	standbyFirst(seen.hosts)
+	return nil
+}
+
+// observeHost takes the snapshot of one box. A box that is not there has none.
+func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
+	files, err := h.files(ctx)
+	if err != nil {
+		return err
+	}
+	err = l.timed("lb."+h.box.Name, "host", func() (remote.Stats, error) {
+		host, err := h.connect(ctx)
+		if err != nil {
+			return remote.Stats{}, err
+		}
+		facts, err := h.observe(ctx, files)
+		h.first = facts
+		return host.Stats(), err
+	})
+	if errors.Is(err, ErrAbsent) {
+		return nil
+	}
+	return err
+}
+
+// standbyFirst puts the boxes that hold a VIP behind the others of their group,
+// in the list and in the order of acting.
+func standbyFirst(hosts []*hostStep) {
+	holds := map[*hostStep]bool{}
+	for _, h := range hosts {
+		for _, v := range h.topology.VIPs {
+			if v.Group == h.group && h.first != nil && h.first.Holds(v.Address) {
+				holds[h] = true
+			}
+		}
+	}
+	slices.SortStableFunc(hosts, func(a, b *hostStep) int {
+		switch {
+		case holds[a] == holds[b]:
+			return 0
+		case holds[b]:
+			return -1
+		default:
+			return 1
+		}
+	})
+	for i, h := range hosts {
+		for _, earlier := range hosts[:i] {
+			if holds[h] && earlier.group == h.group {
+				h.after = append(h.after, earlier.Name())
+			}
+		}
+	}
+}
+
+func (l *Live) vcenterOf(b *blueprints.Box) func(context.Context) (*vsphere.Client, error) {
+	return func(ctx context.Context) (*vsphere.Client, error) { return l.vcenter(ctx, b.Site.VCenter) }
+}
+
+func (l *Live) clusterOf(c *blueprints.Cluster) func(context.Context) (*kube.Client, error) {
+	return func(ctx context.Context) (*kube.Client, error) { return l.cluster(ctx, c) }
+}
+
+// Smoke runs the smoke blocks, names only or all, each tried again for
+// o.Settle; see SmokeOptions. Holder and DialFrom are provided.
+func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
+	o.Holder = l.holder
+	o.DialFrom = func(ctx context.Context, s *blueprints.SSH) (ftp.DialFunc, error) {
+		h, err := remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			return h.DialContext(ctx, network, address)
+		}, nil
+	}
+	return Smoke(ctx, l.topology, o)
+}
+
+// holder finds the box that holds a VIP now; nil where none does.
+func (l *Live) holder(ctx context.Context, v *blueprints.VIP) (*blueprints.Box, error) {
+	holds := make([]bool, len(v.Group.Boxes))
+	var looks []func(context.Context) error
+	for i, b := range v.Group.Boxes {
+		looks = append(looks, func(ctx context.Context) error {
+			h, err := l.host(ctx, b)
+			if err != nil {
+				return fmt.Errorf("look whether lb %q holds it: %w", b.Name, err)
+			}
+			facts, err := h.Find(ctx, remote.Query{})
+			if err != nil {
+				return fmt.Errorf("look whether lb %q holds it: %w", b.Name, err)
+			}
+			holds[i] = facts.Holds(v.Address)
+			return nil
+		})
+	}
+	if err := together(ctx, looks); err != nil {
+		return nil, err
+	}
+	if i := slices.Index(holds, true); i >= 0 {
+		return v.Group.Boxes[i], nil
+	}
+	return nil, nil
+}
+
+// Rendered is a file that apply puts on a target, or a manifest that it applies.
+type Rendered struct {
+	Name    string // with slashes: "haproxy-a/etc/haproxy/haproxy.cfg"
+	Content []byte
+}
+
+// Render gives everything that apply would write, without looking at a target.
+// What only the targets know stands as a placeholder: MAC addresses. Secrets
+// read "(sensitive)". Workers that a selector chooses are an error.
+func Render(t *blueprints.Topology) ([]Rendered, error) {
+	var files []Rendered
+	for _, g := range t.Groups {
+		for _, b := range g.Boxes {
+			list, err := proxy.Files(t, g, b, nil)
+			if err != nil {
+				return nil, err
+			}
+			for _, f := range list {
+				files = append(files, Rendered{path.Join(b.Name, f.Path), f.Content})
+			}
+		}
+	}
+	for _, b := range t.Boxes {
+		if b.Created() {
+			metadata, userdata := RenderCloudInit(b, t.ID, nil)
+			files = append(files, Rendered{path.Join(b.Name, "cloud-init", "metadata.yaml"), metadata},
+				Rendered{path.Join(b.Name, "cloud-init", "userdata.yaml"), userdata})
+		}
+	}
+	for _, s := range t.Services {
+		if s.Server != "vsftpd" {
+			continue
+		}
+		manifests, err := RenderManifests(t, s)
+		if err != nil {
+			return nil, fmt.Errorf("render ftp_service %q: %w", s.Name, err)
+		}
+		files = append(files, Rendered{path.Join("kubernetes", s.Name+".yaml"), manifests})
+	}
+	return files, nil
+}
