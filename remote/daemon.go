@@ -61,7 +61,7 @@ old=" $(workers | while read -r p _; do printf '%s ' "$p"; done)"
 systemctl "$verb" "$u" >&2 || lost "systemctl $verb $u"
 n=0
 while :; do
-	[ $n -lt $wait ] || lost "$u: no sign of a $verb within $wait s: $(show ActiveState) $(show StatusText)"
+	[ $n -lt $((5 * wait)) ] || lost "$u: no sign of a $verb within $wait s: $(show ActiveState)"
 	m=$(show MainPID)
 	case $(show ActiveState) in
 	active)
@@ -69,17 +69,18 @@ while :; do
 		if [ "$w" ]; then
 			new=$(workers | while read -r p _; do case $old in *" $p "*) ;; *) echo "$p" ;; esac; done)
 			[ -z "$new" ] || break
+			case $(log) in *'Loading failure'*) lost "$u goes on with its former configuration" ;; esac
 		else
 			case $(log) in
 			*'Reload complete'* | *'Reload finished'*) break ;;
-			*Reloading*) [ $n -lt 5 ] || break ;;
+			*Reloading*) [ $n -lt 25 ] || break ;; # a version with other words
 			esac
 		fi
 		;;
 	failed | inactive) lost "$u is $(show ActiveState) after $verb" ;;
 	esac
 	n=$((n + 1))
-	sleep 1
+	sleep 0.2
 done
 [ "$(identity)" = "$id" ] || die "$c was changed by someone else while $u read it"
 umask 077

@@ -63,7 +63,7 @@ func (h *Host) Put(ctx context.Context, f File) error {
 		check = ":"
 	}
 	sum := sha256.Sum256(f.Content)
-	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s\ncheck() { %s; }\n",
+	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s\ncheck() ( %s )\n",
 		quote(f.Path), quote(owner), quote(f.Mode), quote(f.Keep), hex.EncodeToString(sum[:]),
 		strings.ReplaceAll(check, "{}", `"$1"`))
 	_, err := h.Run(ctx, head+putScript, f.Content)

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			if _, err := os.Stat(started); err == nil {
 				cancel(enough)
 			}
-			time.Sleep(time.Millisecond)
+			runtime.Gosched()
 		}
 	}()
 	defer cancel(nil)
@@ -108,7 +109,7 @@ func TestRunTellsThatTheConnectionBroke(t *testing.T) {
 				s.Cut()
 				return
 			}
-			time.Sleep(time.Millisecond)
+			runtime.Gosched()
 		}
 	}()
 	_, err = h.Run(t.Context(), "touch "+started+"; exec sleep 1000", nil)

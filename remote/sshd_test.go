@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,9 +16,9 @@ import (
 )
 
 // realSSHD starts OpenSSH's sshd on loopback, as the user of the test and with a
-// configuration of its own, and returns how it is entered. Its commands find the
-// programs of bin before the machine's.
-func realSSHD(t *testing.T, bin string) Config {
+// configuration of its own, and returns how it is entered. Its commands have PATH
+// and BOX of env.
+func realSSHD(t *testing.T, env []string) Config {
 	t.Helper()
 	me, err := user.Current()
 	if err != nil {
@@ -34,6 +35,13 @@ func realSSHD(t *testing.T, bin string) Config {
 		return file
 	}
 	port := freePort(t)
+	var set []string
+	for _, e := range env {
+		if strings.HasPrefix(e, "PATH=") || strings.HasPrefix(e, "BOX=") {
+			set = append(set, e)
+		}
+	}
+	set = set[len(set)-2:] // the last ones count
 	config := write("sshd_config", fmt.Sprintf(`ListenAddress 127.0.0.1:%d
 HostKey %s
 AuthorizedKeysFile %s
@@ -42,8 +50,8 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
-SetEnv PATH=%s:%s
-`, port, hostFile, write("authorized_keys", sshtest.Line(client.PublicKey())+"\n"), bin, os.Getenv("PATH")))
+SetEnv %s
+`, port, hostFile, write("authorized_keys", sshtest.Line(client.PublicKey())+"\n"), strings.Join(set, " ")))
 
 	if os.Geteuid() == 0 {
 		// As root it wants the directory that its service unit makes.
