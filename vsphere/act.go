@@ -174,6 +174,7 @@ func (c *Client) task(ctx context.Context, what string, bound time.Duration, sta
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, explain(err))
 	}
+	progress := int32(0)
 	err = poll(ctx, taskInterval, bound, func() (bool, string, error) {
 		var t mo.Task
 		if err := property.DefaultCollector(c.vim).RetrieveOne(ctx, started.Reference(), []string{"info"}, &t); err != nil {
@@ -185,7 +186,8 @@ func (c *Client) task(ctx context.Context, what string, bound time.Duration, sta
 		case types.TaskInfoStateError:
 			return false, "", task.Error{LocalizedMethodFault: t.Info.Error, Description: t.Info.Description}
 		}
-		if report != nil && t.Info.Progress > 0 {
+		if report != nil && t.Info.Progress != progress {
+			progress = t.Info.Progress
 			report(fmt.Sprintf("%s: %d %%", what, t.Info.Progress))
 		}
 		return false, fmt.Sprintf("the task %s is %s (%d %%)", started.Reference().Value, t.Info.State, t.Info.Progress), nil
@@ -222,6 +224,7 @@ func explain(err error) error {
 // that NIC; one without an address is not waited for. The error of a timeout
 // names each NIC that lacks its address, by MAC, and what is wrong with it.
 func (c *Client) WaitAddresses(ctx context.Context, spec Spec, bound time.Duration, report func(string)) error {
+	said := ""
 	err := poll(ctx, guestInterval, bound, func() (bool, string, error) {
 		vm, err := c.Find(ctx, spec.Deployment, spec.Name)
 		if err != nil {
@@ -231,7 +234,8 @@ func (c *Client) WaitAddresses(ctx context.Context, spec Spec, bound time.Durati
 			return false, "", fmt.Errorf("it went off while it was waited for")
 		}
 		missing := vm.Missing(spec.NICs)
-		if missing != "" {
+		if missing != "" && missing != said {
+			said = missing
 			report("waiting for " + missing)
 		}
 		return missing == "", missing, nil

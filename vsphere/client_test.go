@@ -82,6 +82,8 @@ func TestConnectTrusts(t *testing.T) {
 		"lower case, no colons": func(c *vsphere.Config) {
 			c.Thumbprint = strings.ToLower(strings.ReplaceAll(c.Thumbprint, ":", ""))
 		},
+		"SHA-1":    func(c *vsphere.Config) { c.Thumbprint = s.ThumbprintSHA1() },
+		"CA file":  func(c *vsphere.Config) { c.Thumbprint, c.CAFile = "", s.CAFile(t) },
 		"insecure": func(c *vsphere.Config) { c.Thumbprint, c.Insecure = "", true },
 		"user in the URL": func(c *vsphere.Config) {
 			host := strings.TrimPrefix(c.Server, "https://")

@@ -405,3 +405,14 @@ func (s *Server) RemoveHost(host types.ManagedObjectReference) {
 		cluster.Host = slices.DeleteFunc(cluster.Host, func(h types.ManagedObjectReference) bool { return h == host })
 	}
 }
+
+// ThumbprintSHA1 is the other form of Thumbprint.
+func (s *Server) ThumbprintSHA1() string { return soap.ThumbprintSHA1(s.http.Certificate()) }
+
+// CAFile writes the certificate that the server's is issued by.
+func (s *Server) CAFile(t testing.TB) string {
+	t.Helper()
+	name, err := s.http.CertificateFile()
+	must(t, err)
+	return name
+}
