@@ -303,8 +303,8 @@ func sshString(wire string, ok bool) (string, string, bool) {
 	if !ok || len(wire) < 4 {
 		return "", "", false
 	}
-	n := uint64(binary.BigEndian.Uint32([]byte(wire[:4])))
-	if uint64(len(wire)-4) < n {
+	n := int64(binary.BigEndian.Uint32([]byte(wire[:4])))
+	if int64(len(wire)-4) < n {
 		return "", "", false
 	}
 	return wire[4 : 4+n], wire[4+n:], true

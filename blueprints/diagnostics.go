@@ -14,7 +14,34 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// code is the Extra of a diagnostic that one of our rules made.
+// code is the Extra of a diagnostic that one of our rules made. Codes are never used for something
+// else later. 1xx is the language, 2xx addresses and ports, 3xx the FTP service and its times, 4xx
+// vCenter, 5xx Kubernetes, 6xx secrets and ownership. E is an error, W a warning.
+//
+//	101 E unknown argument or block          213 W a group of one machine
+//	102 E reference to nothing               214 W all machines on one site
+//	103 E values depend on each other        215 E passive range takes a port in use
+//	104 E variable without a value           216 E equal priorities
+//	105 E no such file, environment          217 E image in another vCenter than the site
+//	106 E not a value for the argument       218 E machine without a NIC for the VIP
+//	107 E not exactly one deployment         301 E more than one pod
+//	108 E not a value for the variable       302 W few passive ports
+//	109 E declared twice                     303 W many passive ports
+//	110 E another version is needed          304 E PASV cannot announce the VIP
+//	111 E arguments exclude each other       305 W data connections from anywhere
+//	112 E bastion without an address         306 E user that the image cannot have
+//	201 E address outside its network        307 E smoke test of another path
+//	202 E address of something else          311 W control channel cut while idle
+//	203 E address used twice                 312 E reloads cut transfers
+//	204 E NodePort outside the range         313 E reverted before proven
+//	205 E NodePort wanted twice              314 W reloads too close
+//	206 E port bound twice                   403 W vCenter not verified
+//	208 E no path to the workers             503 E empty storage class
+//	      (W where a gateway may route)      505 W image by tag
+//	209 E not exactly one way in             601 W plain FTP
+//	210 E default routes                     602 E secret in the blueprint
+//	211 E virtual router used twice          603 E not a deployment id
+//	212 E workers
 type code string
 
 // Code returns the code of the rule that made a diagnostic, such as "FTP204", or ""
@@ -127,7 +154,8 @@ func bareName(tokens hclsyntax.Tokens, i int) []byte {
 	return tokens[i].Bytes
 }
 
-// A place is what a diagnostic is about: an expression, or a whole block.
+// A place is what a diagnostic is about: an expression, or a whole block. The zero place is
+// outside every file.
 type place struct {
 	subject hcl.Range
 	expr    hcl.Expression // nil for a block
@@ -156,10 +184,11 @@ func (l *loader) report(s hcl.DiagnosticSeverity, c code, at place, summary, for
 			detail += "\n" + line
 		}
 	}
-	subject := at.subject
-	l.diags = append(l.diags, &hcl.Diagnostic{
-		Severity: s, Summary: summary, Detail: detail, Subject: &subject, Context: l.context(subject), Extra: c,
-	})
+	d := &hcl.Diagnostic{Severity: s, Summary: summary, Detail: detail, Extra: c}
+	if at.subject.Filename != "" {
+		d.Subject, d.Context = at.subject.Ptr(), l.context(at.subject)
+	}
+	l.diags = append(l.diags, d)
 }
 
 // conceal remembers the texts in a value that is about to be marked sensitive. Our own messages go

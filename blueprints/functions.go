@@ -150,8 +150,10 @@ func (l *loader) env() function.Function {
 			case len(args) == 2 && !set:
 				return args[1], nil
 			case !set:
-				return cty.NilVal, &callError{"FTP105", "Environment variable is not set",
-					fmt.Sprintf("%s is not set, and env() was given no default. Set it where ftpdeploy is started.", name)}
+				return cty.NilVal, &callError{
+					"FTP105", "Environment variable is not set",
+					fmt.Sprintf("%s is not set, and env() was given no default. Set it where ftpdeploy is started.", name),
+				}
 			case len(args) == 2 && !secretName.MatchString(name):
 				return cty.StringVal(value), nil
 			}
@@ -213,7 +215,7 @@ func readRegular(path string, refuse func(string) error) ([]byte, error) {
 	if err != nil {
 		return nil, refuse(reason(err))
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // opened to read
 	src, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, refuse(reason(err))
@@ -329,7 +331,7 @@ var cidrHost = function.New(&function.Spec{
 			return cty.NilVal, function.NewArgError(1, err)
 		}
 		n := big.NewInt(int64(host))
-		size := new(big.Int).Lsh(big.NewInt(1), uint(p.Addr().BitLen()-p.Bits()))
+		size := new(big.Int).Exp(big.NewInt(2), big.NewInt(int64(p.Addr().BitLen()-p.Bits())), nil)
 		if n.Sign() < 0 {
 			n.Add(n, size)
 		}

@@ -163,8 +163,7 @@ func (l *loader) load(path string) {
 func (l *loader) parse(path string) []hcl.Body {
 	info, err := os.Stat(path)
 	if err != nil {
-		l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "Cannot read the blueprint",
-			Detail: fmt.Sprintf("%s: %s.", path, reason(err)), Extra: code("FTP105")})
+		l.fail("FTP105", place{}, "Cannot read the blueprint", "%s: %s.", path, reason(err))
 		return nil
 	}
 	names := []string{path}
@@ -176,8 +175,7 @@ func (l *loader) parse(path string) []hcl.Body {
 			err = errors.New("no *" + suffix + " file in it")
 		}
 		if err != nil {
-			l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "Cannot read the blueprint",
-				Detail: fmt.Sprintf("%s: %s.", path, reason(err)), Extra: code("FTP105")})
+			l.fail("FTP105", place{}, "Cannot read the blueprint", "%s: %s.", path, reason(err))
 			return nil
 		}
 		names = names[:0]
@@ -197,8 +195,7 @@ func (l *loader) parse(path string) []hcl.Body {
 func (l *loader) parseFile(name string) hcl.Body {
 	src, err := readRegular(name, func(why string) error { return errors.New(why) })
 	if err != nil {
-		l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "Cannot read a file",
-			Detail: fmt.Sprintf("%s: %s.", name, err), Extra: code("FTP105")})
+		l.fail("FTP105", place{}, "Cannot read a file", "%s: %s.", name, err)
 		return nil
 	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
@@ -229,9 +226,7 @@ func (l *loader) open(b *hcl.Block, s spec) *block {
 
 func (l *loader) deployment(blocks []*hcl.Block) {
 	if len(blocks) == 0 {
-		l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "No deployment",
-			Detail: fmt.Sprintf("%s has no deployment block. Exactly one, such as deployment \"ftp-prod\" {}, names what the blueprint owns.", l.topology.File),
-			Extra:  code("FTP107")})
+		l.fail("FTP107", place{}, "No deployment", "%s has no deployment block. Exactly one, such as deployment \"ftp-prod\" {}, names what the blueprint owns.", l.topology.File)
 		return
 	}
 	for _, other := range blocks[1:] {

@@ -289,9 +289,16 @@ func TestRequiredVersion(t *testing.T) {
 		version, constraint string
 		want                bool
 	}{
-		{"0.1.0", ">= 0.1.0", true}, {"0.1.0", "> 0.1.0", false}, {"0.10.0", ">= 0.9", true}, {"1.2.3", "1.2.3", true},
-		{"1.2.3", "!= 1.2.3", false}, {"1.2.3", ">= 1, < 2", true}, {"2.0.0", ">= 1, < 2", false}, {"v1.2.3-rc1", "<= 1.2.3", true},
-		{"dev", ">= 9", true}, {"", ">= 9", true},
+		{"0.1.0", ">= 0.1.0", true},
+		{"0.1.0", "> 0.1.0", false},
+		{"0.10.0", ">= 0.9", true},
+		{"1.2.3", "1.2.3", true},
+		{"1.2.3", "!= 1.2.3", false},
+		{"1.2.3", ">= 1, < 2", true},
+		{"2.0.0", ">= 1, < 2", false},
+		{"v1.2.3-rc1", "<= 1.2.3", true},
+		{"dev", ">= 9", true},
+		{"", ">= 9", true},
 	} {
 		if got, err := satisfies(test.version, test.constraint); got != test.want || err != nil {
 			t.Errorf("%q with %q gives %v, %v", test.version, test.constraint, got, err)

@@ -230,8 +230,10 @@ func satisfies(version, constraint string) (bool, error) {
 			want, _ := strconv.Atoi(m[i+1])
 			order = have - want
 		}
-		holds := map[string]bool{"": order == 0, "=": order == 0, "!=": order != 0,
-			">=": order >= 0, "<=": order <= 0, ">": order > 0, "<": order < 0}[m[1]]
+		holds := map[string]bool{
+			"": order == 0, "=": order == 0, "!=": order != 0,
+			">=": order >= 0, "<=": order <= 0, ">": order > 0, "<": order < 0,
+		}[m[1]]
 		if !holds {
 			return false, nil
 		}

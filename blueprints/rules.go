@@ -3,8 +3,10 @@ package blueprints
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -424,7 +426,9 @@ func (l *loader) checkPorts(s *Service) {
 	control, at := l.inner(s, "control", "port"), l.inner(s, "passive", "ports")
 	uses := []portUse{
 		{s.ControlPort, "the control port of this service"},
-		{21, "FTP's control port"}, {20, "FTP's data port"}, {22, "SSH"},
+		{21, "FTP's control port"},
+		{20, "FTP's data port"},
+		{22, "SSH"},
 	}
 	if s.VIP != nil && s.VIP.Group != nil {
 		h := s.VIP.Group.HAProxy
@@ -474,7 +478,7 @@ func (l *loader) checkBinds() {
 		for _, b := range spans[:i] {
 			if p, clash := a.overlap(b); clash && a.service != b.service && a.service.VIP != nil && a.service.VIP == b.service.VIP {
 				l.fail("FTP206", a.at, "Port is bound twice", "%s is already bound by %s (%s). Give each service a VIP of its own.",
-					netip.AddrPortFrom(a.service.VIP.Address, uint16(p)), b.what(p), b.at.seenFrom(a.at))
+					net.JoinHostPort(a.service.VIP.Address.String(), strconv.Itoa(p)), b.what(p), b.at.seenFrom(a.at))
 			}
 		}
 	}

@@ -89,8 +89,7 @@ func (l *loader) given() map[string]given {
 	values := map[string]given{}
 	auto, err := list(l.dir, autoVarSuffix)
 	if err != nil {
-		l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "Cannot look for variable files",
-			Detail: fmt.Sprintf("%s: %s.", l.dir, reason(err)), Extra: code("FTP105")})
+		l.fail("FTP105", place{}, "Cannot look for variable files", "%s: %s.", l.dir, reason(err))
 	}
 	for _, name := range auto {
 		l.varFile(filepath.Join(l.dir, name), values)
@@ -107,8 +106,7 @@ func (l *loader) given() map[string]given {
 	for _, name := range slices.Sorted(maps.Keys(l.options.Vars)) {
 		switch v := l.vars[name]; {
 		case v == nil:
-			l.diags = l.diags.Append(&hcl.Diagnostic{Severity: hcl.DiagError, Summary: "No such variable",
-				Detail: fmt.Sprintf("--var names %q. %s", name, l.offer("variable", name, "")), Extra: code("FTP102")})
+			l.fail("FTP102", place{}, "No such variable", "--var names %q. %s", name, l.offer("variable", name, ""))
 		case v.sensitive:
 			l.fail("FTP104", place{subject: v.block.def}, "Sensitive variable on the command line",
 				"--var is refused for variable %q: other users can read argv. Set FTPDEPLOY_VAR_%s or use a var file.", name, name)
@@ -252,14 +250,10 @@ func (l *loader) validate(v *variable) {
 			continue
 		}
 		detail := "The condition does not hold."
-		message, secret := cty.NilVal, false
-		if expr := rule.attrs["error_message"]; expr != nil {
-			var ok bool
-			if message, ok = l.eval(expr.Expr); ok {
-				secret = isSensitive(message)
-				message, _ = message.UnmarkDeep()
-				if s, err := convert.Convert(message, cty.String); err == nil && !s.IsNull() && !secret {
-					detail = s.AsString()
+		if message := rule.attrs["error_message"]; message != nil {
+			if value, ok := l.eval(message.Expr); ok && !isSensitive(value) {
+				if text, err := convert.Convert(value, cty.String); err == nil && !text.IsNull() {
+					detail = text.AsString()
 				}
 			}
 		}

@@ -83,8 +83,10 @@ func TestVariables(t *testing.T) {
 		{name: "number of a flag", variable: `type = number`, o: Options{Vars: map[string]string{"v": "12"}}, want: "12"},
 		{name: "flag that is text", variable: `type = string`, o: Options{Vars: map[string]string{"v": "[1]"}}, want: `"[1]"`},
 		{name: "list of a flag", variable: `type = list(number)`, o: Options{Vars: map[string]string{"v": "[1, 2]"}}, want: "[1,2]"},
-		{name: "object of the environment", variable: `type = object({ a = number, b = optional(string, "x") })`,
-			o: Options{Env: from(map[string]string{"FTPDEPLOY_VAR_v": "{ a = 1 }"})}, want: `{"a":1,"b":"x"}`},
+		{
+			name: "object of the environment", variable: `type = object({ a = number, b = optional(string, "x") })`,
+			o: Options{Env: from(map[string]string{"FTPDEPLOY_VAR_v": "{ a = 1 }"})}, want: `{"a":1,"b":"x"}`,
+		},
 		{name: "null default", variable: `default = null`, want: "null"},
 		{name: "default calls a function", variable: `default = upper("a")`, want: `"A"`},
 		{name: "default refers", variable: `default = local.x`, codes: []string{"FTP102"}},
