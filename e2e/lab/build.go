@@ -126,7 +126,7 @@ func checkMachine(context.Context) error {
 		return errors.New("the lab needs root: it makes network namespaces, mounts and machines")
 	}
 	var missing []string
-	for _, program := range []string{"apt-get", "containerd", "ctr", "debootstrap", "dpkg-deb", "dpkg-scanpackages", "ip", "iptables", "runc", "systemd-nspawn", "/usr/lib/cni/bridge"} {
+	for _, program := range []string{"apt-get", "containerd", "ctr", "debootstrap", "dpkg-deb", "dpkg-scanpackages", "ip", "iptables", "runc", "ssh-keygen", "systemd-nspawn", "/usr/lib/cni/bridge"} {
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, program)
 		}

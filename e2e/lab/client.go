@@ -74,7 +74,7 @@ func Up(ctx context.Context, config Config) (fresh bool, err error) {
 	}
 	defer log.Close()
 	config.Say("starting the sandbox; its log is " + log.Name())
-	process, err := startSandbox(config.Dir, log, lock)
+	process, err := startSandbox(ctx, config.Dir, log, lock)
 	if err != nil {
 		return false, err
 	}
@@ -118,7 +118,7 @@ func prepare(ctx context.Context, config Config) (Assets, error) {
 // up. ended, where given, tells that it is not going to be.
 func followStart(ctx context.Context, config Config, ended <-chan error) error {
 	err := wait(ctx, "the lab's control socket", 30*time.Second, 20*time.Millisecond, func(ctx context.Context) error {
-		conn, err := net.Dial("unix", socketPath(config.Dir))
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socketPath(config.Dir))
 		if err == nil {
 			return conn.Close()
 		}
@@ -221,8 +221,7 @@ func Down(ctx context.Context, dir string) error {
 // ask sends one request to the lab in dir, tells what it says meanwhile, and
 // decodes its result into result, unless that is nil.
 func ask(ctx context.Context, dir string, r request, say func(string), result any) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socketPath(dir))
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socketPath(dir))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return ErrNoLab
 	}
@@ -294,11 +293,11 @@ func Exec(ctx context.Context, dir, host string, environment, argv []string) (in
 	if err := ask(ctx, dir, request{Command: "find", Args: []string{host}}, silent, &to); err != nil {
 		return 0, err
 	}
-	proc, err := sandboxProc(dir)
+	proc, err := sandboxProc(ctx, dir)
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...) // signals end it, and only they
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(append(environment, to.Environment...), "HOME="+to.Home)
 	if cmd.Dir, err = os.Getwd(); err != nil {
@@ -316,7 +315,7 @@ func Exec(ctx context.Context, dir, host string, environment, argv []string) (in
 	go func() {
 		for s := range signals {
 			if s != syscall.SIGINT || !terminal {
-				cmd.Process.Signal(s)
+				_ = cmd.Process.Signal(s) // where it has ended there is nothing to pass on
 			}
 		}
 	}()
@@ -331,8 +330,8 @@ func Exec(ctx context.Context, dir, host string, environment, argv []string) (in
 }
 
 // sandboxProc is the sandbox's own /proc, seen from outside.
-func sandboxProc(dir string) (string, error) {
-	conn, err := net.Dial("unix", socketPath(dir))
+func sandboxProc(ctx context.Context, dir string) (string, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socketPath(dir))
 	if err != nil {
 		return "", ErrNoLab
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,13 +52,11 @@ func (l *Lab) serve(ctx context.Context, listener net.Listener) {
 		clients.Go(func() {
 			defer conn.Close()
 			var r request
-			conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-			if err := json.NewDecoder(conn).Decode(&r); err != nil {
+			if err := cmp.Or(conn.SetReadDeadline(time.Now().Add(5*time.Second)), json.NewDecoder(conn).Decode(&r)); err != nil {
 				return // a client that went away
 			}
 			send := func(r reply) error {
-				conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
-				return json.NewEncoder(conn).Encode(r)
+				return cmp.Or(conn.SetWriteDeadline(time.Now().Add(5*time.Second)), json.NewEncoder(conn).Encode(r))
 			}
 			result, err := l.answer(ctx, r, func(line string) error { return send(reply{Say: line}) })
 			last := reply{Done: true}
@@ -67,7 +66,7 @@ func (l *Lab) serve(ctx context.Context, listener net.Listener) {
 			if err != nil {
 				last.Error = err.Error()
 			}
-			send(last)
+			_ = send(last) // a client that went away
 		})
 	}
 }

@@ -99,7 +99,7 @@ func forward(ctx context.Context, from, to *os.File, delay time.Duration) {
 			case f := <-queue:
 				select {
 				case <-time.After(time.Until(f.due)):
-					to.Write(f.content) // what a link that is down refuses is lost
+					_, _ = to.Write(f.content) // what a link that is down refuses is lost
 				case <-ctx.Done():
 					return
 				}

@@ -36,8 +36,8 @@ var faults = []struct {
 	{"node-start", "NODE", "", func(l *Lab, ctx context.Context, a []string) error { return l.node(ctx, a[0], true) }},
 	{"vm-off", "VM", "cut the power of a VM", func(l *Lab, ctx context.Context, a []string) error { return l.vcenter.PowerOff(ctx, a[0]) }},
 	{"vm-on", "VM", "", func(l *Lab, ctx context.Context, a []string) error { return l.vcenter.PowerOn(ctx, a[0]) }},
-	{"freeze", "HOST", "stop every process of the host with SIGSTOP", func(l *Lab, ctx context.Context, a []string) error { return l.signal(a[0], unix.SIGSTOP) }},
-	{"thaw", "HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.signal(a[0], unix.SIGCONT) }},
+	{"freeze", "HOST", "stop every process of the host with SIGSTOP", func(l *Lab, _ context.Context, a []string) error { return l.signal(a[0], unix.SIGSTOP) }},
+	{"thaw", "HOST", "", func(l *Lab, _ context.Context, a []string) error { return l.signal(a[0], unix.SIGCONT) }},
 }
 
 // FaultUsage lists the faults, one a line.

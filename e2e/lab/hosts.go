@@ -112,7 +112,7 @@ func (h *Host) boot(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", "host")
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", "host") // it outlives the caller
 	cmd.Stdin = strings.NewReader(string(spec))
 	cmd.Stderr = log
 	said, err := cmd.StdoutPipe()
@@ -135,7 +135,7 @@ func (h *Host) boot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("boot %s: %w", h.Name, err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	trouble, err := io.ReadAll(said)
 	if !stop() {
 		err = context.Cause(ctx)
@@ -144,14 +144,13 @@ func (h *Host) boot(ctx context.Context) error {
 		err = errors.New(string(trouble))
 	}
 	if err != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_, _ = cmd.Process.Kill(), cmd.Wait()
 		return fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	off := make(chan struct{})
 	h.init, h.off = cmd, off
 	go func() {
-		cmd.Wait()
+		_ = cmd.Wait() // a host ends by being killed
 		h.mu.Lock()
 		h.init = nil
 		h.mu.Unlock()
@@ -415,7 +414,7 @@ func (s *service) launch() error {
 	}
 	defer log.Close()
 	_, off := s.host.pid()
-	cmd := exec.Command(s.argv[0], s.argv[1:]...)
+	cmd := exec.CommandContext(context.Background(), s.argv[0], s.argv[1:]...) // it ends with its host
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -425,7 +424,7 @@ func (s *service) launch() error {
 	ended := make(chan struct{})
 	s.cmd, s.ended = cmd, ended
 	go func() {
-		cmd.Wait()
+		_ = cmd.Wait() // how it ended is in its log
 		close(ended)
 		select {
 		case <-off:
@@ -433,7 +432,7 @@ func (s *service) launch() error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if s.cmd == cmd && !s.stopped {
-				s.launch() // where it fails, its host is off
+				_ = s.launch() // where it fails, its host is off
 			}
 		}
 	}()

@@ -7,10 +7,7 @@ package lab
 import (
 	"cmp"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,7 +21,6 @@ import (
 	"github.com/vmware/govmomi/view"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
-	"golang.org/x/crypto/ssh"
 )
 
 // What the lab's own accounts are entered with. They guard nothing: whoever is
@@ -72,7 +68,7 @@ func Run(ctx context.Context, dir string, log func(string)) error {
 	if err != nil {
 		return fmt.Errorf("read what the lab stands on: %w", err)
 	}
-	listener, err := net.Listen("unix", socketPath(dir))
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", socketPath(dir))
 	if err != nil {
 		return fmt.Errorf("open the control socket: %w", err)
 	}
@@ -102,7 +98,11 @@ func (l *Lab) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := cmp.Or(os.WriteFile(l.caFile(), ca.PEM, 0o644), l.writeKey(), startNetworks(ctx)); err != nil {
+	if err := cmp.Or(
+		os.WriteFile(l.caFile(), ca.PEM, 0o644),
+		run(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ftplab", "-f", l.keyFile()),
+		startNetworks(ctx),
+	); err != nil {
 		return err
 	}
 	if err := l.makeHosts(ca); err != nil {
@@ -216,30 +216,6 @@ var portGroups = map[string]string{
 func (l *Lab) caFile() string  { return filepath.Join(l.dir, "ca.crt") }
 func (l *Lab) keyFile() string { return filepath.Join(l.dir, "id_ed25519") }
 
-// writeKey makes the SSH key that jump enters the boxes with.
-func (l *Lab) writeKey() error {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return fmt.Errorf("make the lab's SSH key: %w", err)
-	}
-	block, err := ssh.MarshalPrivateKey(private, "ftplab")
-	if err != nil {
-		return fmt.Errorf("make the lab's SSH key: %w", err)
-	}
-	authorized, err := ssh.NewPublicKey(public)
-	if err != nil {
-		return fmt.Errorf("make the lab's SSH key: %w", err)
-	}
-	err = cmp.Or(
-		os.WriteFile(l.keyFile(), pem.EncodeToMemory(block), 0o600),
-		os.WriteFile(l.keyFile()+".pub", ssh.MarshalAuthorizedKey(authorized), 0o644),
-	)
-	if err != nil {
-		return fmt.Errorf("make the lab's SSH key: %w", err)
-	}
-	return nil
-}
-
 // host is the host called name, or nil.
 func (l *Lab) host(name string) *Host {
 	for _, h := range l.hosts {
@@ -334,7 +310,7 @@ func (l *Lab) vmStates(ctx context.Context) ([]HostState, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the VMs: %w", err)
 	}
-	defer all.Destroy(ctx)
+	defer func() { _ = all.Destroy(ctx) }() // the session's end does it too
 	var vms []mo.VirtualMachine
 	if err := all.Retrieve(ctx, []string{"VirtualMachine"}, []string{"name", "config.template", "runtime.powerState", "guest.net"}, &vms); err != nil {
 		return nil, fmt.Errorf("list the VMs: %w", err)

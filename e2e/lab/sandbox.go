@@ -35,8 +35,8 @@ func cgroupName(dir string) string {
 
 // startSandbox starts `ftplab sandbox dir` in its own namespaces and a session
 // of its own. lock is held for as long as the lab process lives.
-func startSandbox(dir string, log, lock *os.File) (*os.Process, error) {
-	cmd := exec.Command("/proc/self/exe", "sandbox", dir)
+func startSandbox(ctx context.Context, dir string, log, lock *os.File) (*os.Process, error) {
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", "sandbox", dir) // it outlives this process
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{lock}
@@ -86,7 +86,7 @@ func Sandbox(ctx context.Context, dir string) error {
 	if err := run(ctx, "ip", "link", "set", "lo", "up"); err != nil {
 		return err
 	}
-	cmd := exec.Command("/proc/self/exe", "daemon", dir)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "daemon", dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{lock}
 	if err := cmd.Start(); err != nil {
