@@ -6,6 +6,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 )
@@ -108,16 +110,19 @@ func Connect(c Config) (*Client, error) {
 	config.Dial = c.Dial
 	config.WarningHandlerWithContext = collector{}
 
+	// One connection for all three.
+	web, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
+	}
 	k := &Client{server: config.Host, context: name}
-	if k.set, err = kubernetes.NewForConfig(config); err != nil {
+	set, err1 := kubernetes.NewForConfigAndClient(config, web)
+	objects, err2 := dynamic.NewForConfigAndClient(config, web)
+	meta, err3 := metadata.NewForConfigAndClient(config, web)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
 	}
-	if k.objects, err = dynamic.NewForConfig(config); err != nil {
-		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
-	}
-	if k.metadata, err = metadata.NewForConfig(config); err != nil {
-		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
-	}
+	k.set, k.objects, k.metadata = set, objects, meta
 	return k, nil
 }
 
@@ -129,15 +134,15 @@ func (c *Client) Context() string { return c.context }
 
 // Version asks the server for its version, as in "v1.26.13".
 func (c *Client) Version(ctx context.Context) (string, error) {
-	var version string
+	var info struct{ GitVersion string }
 	err := c.try(ctx, "ask for the version", func(ctx context.Context) error {
-		info, err := c.set.ServerVersion()
-		if err == nil {
-			version = info.GitVersion
+		b, err := c.set.RESTClient().Get().AbsPath("/version").DoRaw(ctx)
+		if err != nil {
+			return err
 		}
-		return err
+		return json.Unmarshal(b, &info)
 	})
-	return version, err
+	return info.GitVersion, err
 }
 
 // try makes a call that changes nothing, or one that may be repeated (apply),

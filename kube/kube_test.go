@@ -467,7 +467,7 @@ func testOutage(t *testing.T, c *Client, server *kubetest.Server) {
 	}
 }
 
-// refusing makes a kubeconfig for a URL.
+// kubeconfig makes one for a URL, with two contexts and a token.
 func kubeconfig(t *testing.T, url string) string {
 	t.Helper()
 	config := map[string]any{
@@ -504,6 +504,29 @@ func TestConnect(t *testing.T) {
 	}
 	if _, err = Connect(Config{Kubeconfig: "/nonexistent/kubeconfig"}); err == nil || !strings.Contains(err.Error(), "/nonexistent/kubeconfig") {
 		t.Errorf("without a file: %v", err)
+	}
+}
+
+// A server that cannot prove who it is gets no token and no try more.
+func TestUntrusted(t *testing.T) {
+	var asked atomic.Int32
+	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(server.Close)
+	path := kubeconfig(t, server.URL)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(b), `"insecure-skip-tls-verify":true`, `"insecure-skip-tls-verify":false`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Connect(Config{Kubeconfig: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Version(t.Context())
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "certificate") || asked.Load() != 0 {
+		t.Errorf("%v after %d requests", err, asked.Load())
 	}
 }
 

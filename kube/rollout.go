@@ -234,6 +234,8 @@ func (c *Client) crash(ctx context.Context, p *corev1.Pod, s corev1.ContainerSta
 	if t := s.LastTerminationState.Terminated; t != nil {
 		text = fmt.Sprintf("exit code %d (%s), %s", t.ExitCode, t.Reason, text)
 	}
+	ctx, cancel := context.WithTimeout(ctx, certain) // the node may be what is broken
+	defer cancel()
 	lines := int64(5)
 	log, err := c.set.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: s.Name, Previous: true, TailLines: &lines}).Stream(ctx)
 	if err != nil {
