@@ -153,3 +153,30 @@ func (v *VCenter) move(vm *simulator.VirtualMachine, from, to types.ManagedObjec
 	})
 	v.config.Logf("vCenter: DRS places %s on %s", v.name(vm.Self), v.name(to))
 }
+
+// forget takes a VM that is no more out of the cluster's groups and rules, as
+// vCenter does.
+func (v *VCenter) forget(ref types.ManagedObjectReference) {
+	registry := v.service.Context.Map
+	cluster, ok := registry.Any("ClusterComputeResource").(*simulator.ClusterComputeResource)
+	if !ok {
+		return
+	}
+	gone := func(vm types.ManagedObjectReference) bool { return vm == ref }
+	registry.WithLock(v.simulatorContext(), cluster, func() {
+		config := cluster.ConfigurationEx.(*types.ClusterConfigInfoEx)
+		for _, group := range config.Group {
+			if group, ok := group.(*types.ClusterVmGroup); ok {
+				group.Vm = slices.DeleteFunc(slices.Clone(group.Vm), gone)
+			}
+		}
+		for _, rule := range config.Rule {
+			switch rule := rule.(type) {
+			case *types.ClusterAntiAffinityRuleSpec:
+				rule.Vm = slices.DeleteFunc(slices.Clone(rule.Vm), gone)
+			case *types.ClusterAffinityRuleSpec:
+				rule.Vm = slices.DeleteFunc(slices.Clone(rule.Vm), gone)
+			}
+		}
+	})
+}

@@ -11,12 +11,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 
-	"github.com/vmware/govmomi/simulator"
-	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
-	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 	"golang.org/x/sys/unix"
 )
@@ -216,72 +212,4 @@ func (g *guest) setGuestinfo(h hardware) {
 	if err := writeGuestinfo(g.machine.guestinfo, h.guestinfo); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		g.v.config.Logf("vCenter: guestinfo of %s: %v", h.name, err)
 	}
-}
-
-// guestOperations answers the calls that a VM's Tools carry out. The simulator
-// answers them with a power state at once; here the guest gets the request and
-// its power state follows when it has done so, or never.
-//
-// The simulator's own searches look at everything that is registered and end in
-// a panic at what is no managed object, so this is one.
-type guestOperations struct {
-	mo.GuestOperationsManager
-	v *VCenter
-}
-
-var guestOperationsReference = types.ManagedObjectReference{Type: "LabGuestOperations", Value: "lab-guest-operations"}
-
-// Reference implements mo.Reference.
-func (o *guestOperations) Reference() types.ManagedObjectReference { return guestOperationsReference }
-
-// ShutdownGuest is the API's method.
-func (o *guestOperations) ShutdownGuest(_ *simulator.Context, request *types.ShutdownGuest) soap.HasFault {
-	body := &methods.ShutdownGuestBody{}
-	if fault := o.ask(request.This, signalPowerOff); fault != nil {
-		body.Fault_ = simulator.Fault("", fault)
-		return body
-	}
-	body.Res = &types.ShutdownGuestResponse{}
-	return body
-}
-
-// RebootGuest is the API's method.
-func (o *guestOperations) RebootGuest(_ *simulator.Context, request *types.RebootGuest) soap.HasFault {
-	body := &methods.RebootGuestBody{}
-	if fault := o.ask(request.This, signalReboot); fault != nil {
-		body.Fault_ = simulator.Fault("", fault)
-		return body
-	}
-	body.Res = &types.RebootGuestResponse{}
-	return body
-}
-
-// ask sends a signal to the guest's systemd where its Tools run.
-func (o *guestOperations) ask(ref types.ManagedObjectReference, signal syscall.Signal) types.BaseMethodFault {
-	registry := o.v.service.Context.Map
-	vm, ok := registry.Get(ref).(*simulator.VirtualMachine)
-	if !ok {
-		return &types.ManagedObjectNotFound{Obj: ref}
-	}
-	var power types.VirtualMachinePowerState
-	var tools string
-	registry.WithLock(o.v.simulatorContext(), vm, func() {
-		power, tools = vm.Runtime.PowerState, vm.Guest.ToolsRunningStatus
-	})
-	if power != types.VirtualMachinePowerStatePoweredOn {
-		return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOn, ExistingState: power}
-	}
-	if tools != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
-		return &types.ToolsUnavailable{}
-	}
-	g := o.v.guestOf(ref)
-	g.post(func() {
-		if g.machine == nil {
-			return
-		}
-		if err := g.machine.shutdown(signal); err != nil {
-			o.v.config.Logf("vCenter: ask %s to go down: %v", g.hardware.name, err)
-		}
-	})
-	return nil
 }

@@ -81,7 +81,7 @@ func StartVCenter(ctx context.Context, config VCenterConfig) (*VCenter, error) {
 	v.client = client
 	registry := v.service.Context.Map
 	registry.AddHandler(v)
-	registry.Put(&guestOperations{v: v})
+	registry.Put(&operations{v: v})
 	datastore := filepath.Join(config.Dir, "datastore")
 	if err := os.MkdirAll(datastore, 0o700); err != nil {
 		return nil, fmt.Errorf("start vCenter: %w", err)
@@ -207,7 +207,7 @@ func (v *VCenter) intercept(_ *simulator.Context, call *simulator.Method) (mo.Re
 	}
 	switch body := call.Body.(type) {
 	case *types.ShutdownGuest, *types.RebootGuest:
-		call.This = guestOperationsReference
+		call.This = operationsReference
 	case *types.PowerOnVM_Task:
 		return nil, v.place(body.This)
 	case *types.PowerOnMultiVM_Task:
@@ -222,6 +222,7 @@ func (v *VCenter) intercept(_ *simulator.Context, call *simulator.Method) (mo.Re
 		v.assignMACs(body.Spec.Config)
 	case *types.ReconfigVM_Task:
 		v.assignMACs(&body.Spec)
+		call.This = operationsReference
 	}
 	return nil, nil
 }
@@ -231,7 +232,7 @@ func (v *VCenter) intercept(_ *simulator.Context, call *simulator.Method) (mo.Re
 func isRead(method string) bool {
 	for _, prefix := range []string{
 		"Retrieve", "ContinueRetrieve", "CancelRetrieve", "WaitFor", "CheckForUpdates", "CancelWait",
-		"Find", "Query", "Fetch", "List", "Check", "Login", "Logout", "Recommend", "Search", "Validate",
+		"Find", "Query", "Fetch", "List", "Check", "Login", "Logout", "Recommend", "Search", "Validate", "HasPrivilege",
 	} {
 		if strings.HasPrefix(method, prefix) {
 			return true

@@ -114,6 +114,7 @@ func (v *VCenter) RemoveObject(_ *simulator.Context, ref types.ManagedObjectRefe
 	if g != nil {
 		g.post(g.destroy)
 	}
+	v.guests.Go(func() { v.forget(ref) }) // not here: it takes the lock of the cluster
 }
 
 // UpdateObject implements simulator.RegisterObject.

@@ -579,6 +579,10 @@ func TestVCenterRefuses(t *testing.T) {
 		t.Errorf("a wrong password: %v", err)
 	}
 	vm := s.clone("haproxy-a", 11)
+	found, err := object.NewSearchIndex(s.client.Client).FindByUuid(ctx, nil, s.properties(vm).Config.InstanceUuid, true, types.NewBool(true))
+	if err != nil || found == nil || found.Reference() != vm.Reference() {
+		t.Errorf("a search by instance UUID finds %v (%v)", found, err)
+	}
 	before := s.vcenter.Writes()
 	if err := vm.ShutdownGuest(ctx); !fault.Is(err, &types.InvalidPowerState{}) {
 		t.Errorf("ShutdownGuest of a VM that is off: %v", err)
@@ -607,6 +611,37 @@ func TestVCenterRefuses(t *testing.T) {
 	if _, err := other.PowerOn(ctx); !fault.Is(err, &types.InsufficientResourcesFault{}) {
 		t.Errorf("a power-on that breaks a mandatory rule: %v", err)
 	}
+
+	refused := func(spec types.VirtualMachineConfigSpec) error {
+		task, err := vm.Reconfigure(ctx, spec)
+		if err != nil {
+			t.Fatal(err) // it is the task that fails
+		}
+		return task.Wait(ctx)
+	}
+	if err := refused(types.VirtualMachineConfigSpec{MemoryMB: 4096}); !fault.Is(err, &types.MemoryHotPlugNotSupported{}) {
+		t.Errorf("more memory for a running VM: %v", err)
+	}
+	if err := refused(types.VirtualMachineConfigSpec{NumCPUs: 4}); !fault.Is(err, &types.CpuHotPlugNotSupported{}) {
+		t.Errorf("more CPUs for a running VM: %v", err)
+	}
+	if err := refused(types.VirtualMachineConfigSpec{ChangeVersion: "1", Annotation: "stale"}); !fault.Is(err, &types.ConcurrentAccess{}) {
+		t.Errorf("a change of what has changed meanwhile: %v", err)
+	}
+
+	s.task(other.Destroy(ctx))
+	s.until("the rule to lose the VM that is gone", 10*time.Second, func() error {
+		config, err := s.cluster().Configuration(ctx)
+		if err != nil {
+			return err
+		}
+		for _, rule := range config.Rule {
+			if r := rule.(*types.ClusterAntiAffinityRuleSpec); !slices.Equal(r.Vm, []types.ManagedObjectReference{vm.Reference()}) {
+				return fmt.Errorf("it has %v", r.Vm)
+			}
+		}
+		return nil
+	})
 }
 
 // A VM-Host "should" rule names a site; the VM starts there.
