@@ -4,9 +4,10 @@ import (
 	"encoding/base64"
 	"fmt"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/vsphere"
-	"sigs.k8s.io/yaml"
 )
 
 // hostKeysScript publishes the guest's SSH host keys where vsphere.Client reads

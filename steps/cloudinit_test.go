@@ -8,9 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
-	"sigs.k8s.io/yaml"
 )
 
 const metadata = `instance-id: fe276062-4dae-5ac0-96cc-0b082fe978d6

@@ -239,9 +239,9 @@ func beforeDigest(fields []plan.Field) string {
 }
 
 func digestOf(fields []plan.Field, value func(plan.Field) string) string {
-	sum := sha256.New()
+	var text strings.Builder
 	for _, f := range fields {
-		fmt.Fprintf(sum, "%q=%q\n", f.Path, value(f))
+		fmt.Fprintf(&text, "%q=%q\n", f.Path, value(f))
 	}
-	return fmt.Sprintf("sha256:%.8x", sum.Sum(nil))
+	return fmt.Sprintf("sha256:%.8x", sha256.Sum256([]byte(text.String())))
 }

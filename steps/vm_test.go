@@ -9,12 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/vsphere"
 	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
-	"github.com/vmware/govmomi/vim25/mo"
-	"github.com/vmware/govmomi/vim25/types"
 )
 
 // pair is a deployment of two boxes on two sites, and the vCenter that it lives in.

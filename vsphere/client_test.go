@@ -1,4 +1,4 @@
-package vsphere_test
+package vsphere
 
 import (
 	"context"
@@ -7,20 +7,20 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ftpdeploy/ftpdeploy/vsphere"
-	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
 )
 
-func config(s *vcsim.Server) vsphere.Config {
-	return vsphere.Config{
+func config(s *vcsim.Server) Config {
+	return Config{
 		Server: s.URL, Username: vcsim.Username, Password: vcsim.Password, Datacenter: vcsim.Datacenter, Thumbprint: s.Thumbprint,
 	}
 }
 
-func connect(t *testing.T, s *vcsim.Server) *vsphere.Client {
+func connect(t *testing.T, s *vcsim.Server) *Client {
 	t.Helper()
-	c, err := vsphere.Connect(t.Context(), config(s))
+	c, err := Connect(t.Context(), config(s))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,29 +40,29 @@ func TestConnectRefuses(t *testing.T) {
 	}
 	closed.Close()
 	for name, test := range map[string]struct {
-		change func(*vsphere.Config)
+		change func(*Config)
 		want   error
 		says   string
 	}{
-		"another password":    {func(c *vsphere.Config) { c.Password = "wrong-secret" }, vsphere.ErrLogin, vcsim.Username},
-		"another thumbprint":  {func(c *vsphere.Config) { c.Thumbprint = "AA" + c.Thumbprint[2:] }, vsphere.ErrUntrusted, s.Thumbprint},
-		"an unknown issuer":   {func(c *vsphere.Config) { c.Thumbprint = "" }, vsphere.ErrUntrusted, s.Thumbprint},
-		"nobody listens":      {func(c *vsphere.Config) { c.Server = closed.Addr().String() }, vsphere.ErrUnreachable, closed.Addr().String()},
-		"plain http":          {func(c *vsphere.Config) { c.Server = "http://user:wrong-secret@vcenter.example/sdk" }, vsphere.ErrUntrusted, "https"},
-		"not an address":      {func(c *vsphere.Config) { c.Server = "https://user:wrong-secret@vcenter example" }, nil, "https URL"},
-		"a CA file of no use": {func(c *vsphere.Config) { c.Thumbprint, c.CAFile = "", "client_test.go" }, nil, "no PEM certificate"},
+		"another password":    {func(c *Config) { c.Password = "wrong-secret" }, ErrLogin, vcsim.Username},
+		"another thumbprint":  {func(c *Config) { c.Thumbprint = "AA" + c.Thumbprint[2:] }, ErrUntrusted, s.Thumbprint},
+		"an unknown issuer":   {func(c *Config) { c.Thumbprint = "" }, ErrUntrusted, s.Thumbprint},
+		"nobody listens":      {func(c *Config) { c.Server = closed.Addr().String() }, ErrUnreachable, closed.Addr().String()},
+		"plain http":          {func(c *Config) { c.Server = "http://user:wrong-secret@vcenter.example/sdk" }, ErrUntrusted, "https"},
+		"not an address":      {func(c *Config) { c.Server = "https://user:wrong-secret@vcenter example" }, nil, "https URL"},
+		"a CA file of no use": {func(c *Config) { c.Thumbprint, c.CAFile = "", "client_test.go" }, nil, "no PEM certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := config(s)
 			test.change(&config)
-			c, err := vsphere.Connect(t.Context(), config)
+			c, err := Connect(t.Context(), config)
 			if err == nil {
 				c.Close(context.Background())
 				t.Fatal("connected")
 			}
-			for _, sentinel := range []error{vsphere.ErrLogin, vsphere.ErrUntrusted, vsphere.ErrUnreachable} {
-				if errors.Is(err, sentinel) != (sentinel == test.want) {
-					t.Errorf("errors.Is(%v, %v) = %v", err, sentinel, !(sentinel == test.want))
+			for _, sentinel := range []error{ErrLogin, ErrUntrusted, ErrUnreachable} {
+				if want := errors.Is(test.want, sentinel); errors.Is(err, sentinel) != want {
+					t.Errorf("errors.Is(%v, %v) = %v", err, sentinel, !want)
 				}
 			}
 			if !strings.Contains(err.Error(), test.says) {
@@ -78,19 +78,19 @@ func TestConnectRefuses(t *testing.T) {
 func TestConnectTrusts(t *testing.T) {
 	s := vcsim.Start(t)
 	var dialled []string
-	for name, change := range map[string]func(*vsphere.Config){
-		"lower case, no colons": func(c *vsphere.Config) {
+	for name, change := range map[string]func(*Config){
+		"lower case, no colons": func(c *Config) {
 			c.Thumbprint = strings.ToLower(strings.ReplaceAll(c.Thumbprint, ":", ""))
 		},
-		"SHA-1":    func(c *vsphere.Config) { c.Thumbprint = s.ThumbprintSHA1() },
-		"CA file":  func(c *vsphere.Config) { c.Thumbprint, c.CAFile = "", s.CAFile(t) },
-		"insecure": func(c *vsphere.Config) { c.Thumbprint, c.Insecure = "", true },
-		"user in the URL": func(c *vsphere.Config) {
+		"SHA-1":    func(c *Config) { c.Thumbprint = s.ThumbprintSHA1() },
+		"CA file":  func(c *Config) { c.Thumbprint, c.CAFile = "", s.CAFile(t) },
+		"insecure": func(c *Config) { c.Thumbprint, c.Insecure = "", true },
+		"user in the URL": func(c *Config) {
 			host := strings.TrimPrefix(c.Server, "https://")
 			c.Server = "https://" + vcsim.Username + ":" + vcsim.Password + "@" + host
 			c.Username, c.Password = "", ""
 		},
-		"own dialer": func(c *vsphere.Config) {
+		"own dialer": func(c *Config) {
 			c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 				dialled = append(dialled, address)
 				return (&net.Dialer{}).DialContext(ctx, network, address)
@@ -100,7 +100,7 @@ func TestConnectTrusts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config := config(s)
 			change(&config)
-			c, err := vsphere.Connect(t.Context(), config)
+			c, err := Connect(t.Context(), config)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +133,7 @@ func TestSessionExpires(t *testing.T) {
 
 	s.ExpireSessions(t)
 	logins := s.Calls("Login")
-	observe(t, c, []vsphere.Spec{one, two}, p)
+	observe(t, c, []Spec{one, two}, p)
 	if n := s.Calls("Login") - logins; n != 1 {
 		t.Errorf("%d logins for one session, want 1", n)
 	}
@@ -160,7 +160,7 @@ func TestSessionExpires(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, vsphere.ErrLogin) {
+	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, ErrLogin) {
 		t.Errorf("a login that is refused: %v", err)
 	}
 	s.SetFault(nil)
@@ -177,21 +177,21 @@ func TestGoesAway(t *testing.T) {
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}
-	c, err := vsphere.Connect(t.Context(), config)
+	c, err := Connect(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	away = true
 	s.CloseConnections()
-	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, vsphere.ErrUnreachable) {
+	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("Find: %v, want ErrUnreachable", err)
 	}
-	if _, err := c.Observe(t.Context(), []vsphere.Spec{spec(1)}, nil); !errors.Is(err, vsphere.ErrUnreachable) {
+	if _, err := c.Observe(t.Context(), []Spec{spec(1)}, nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("Observe: %v, want ErrUnreachable", err)
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.Find(cancelled, deployment, "lb1"); !errors.Is(err, context.Canceled) || errors.Is(err, vsphere.ErrUnreachable) {
+	if _, err := c.Find(cancelled, deployment, "lb1"); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

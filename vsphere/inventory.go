@@ -135,6 +135,7 @@ func (c *Client) folderPath(s Spec) string          { return c.inventoryPath("vm
 func (c *Client) vmPath(s Spec) string              { return c.inventoryPath("vm", s.Folder, s.Name) }
 func (c *Client) templatePath(s Spec) string        { return c.inventoryPath("vm", s.Template) }
 func (c *Client) datastorePath(s Spec) string       { return c.inventoryPath("datastore", s.Datastore) }
+
 func (c *Client) poolPath(s Spec) string {
 	return c.inventoryPath("host", s.Cluster, "Resources", s.ResourcePool)
 }

@@ -19,7 +19,7 @@ import (
 // content libraries.
 func (c *Client) content(ctx context.Context, act func(context.Context, *rest.Client) error) error {
 	client := rest.NewClient(c.vim)
-	client.Transport = c.vim.Client.Transport
+	client.Transport = c.vim.Transport
 	client.Timeout = cloneBound // one request deploys
 	err := client.Login(ctx, c.user)
 	if rest.IsStatusError(err, http.StatusUnauthorized) {
@@ -115,7 +115,7 @@ func (c *Client) deploy(ctx context.Context, i *Inventory, spec Spec, report fun
 func (i *Inventory) newConfig(spec Spec, from []types.BaseVirtualDevice) (*types.VirtualMachineConfigSpec, error) {
 	config := &types.VirtualMachineConfigSpec{
 		InstanceUuid: spec.UUID(),
-		NumCPUs:      int32(spec.CPUs),
+		NumCPUs:      clamp(spec.CPUs),
 		MemoryMB:     int64(spec.MemoryMB),
 		Annotation:   spec.Annotation,
 		// Else cloud-init may take the OVF data source instead of guestinfo.

@@ -1,11 +1,10 @@
-package vsphere_test
+package vsphere
 
 import (
 	"errors"
 	"strings"
 	"testing"
 
-	"github.com/ftpdeploy/ftpdeploy/vsphere"
 	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
 )
 
@@ -20,12 +19,12 @@ func TestDeployFromLibrary(t *testing.T) {
 		"imagos/debian-12": `no content library "imagos" in this vCenter - nearest: "images"`,
 	} {
 		one.LibraryItem = item
-		if err := observe(t, c, []vsphere.Spec{one}).Ready(one); !errors.Is(err, vsphere.ErrMissing) || !strings.Contains(err.Error(), want) {
+		if err := observe(t, c, []Spec{one}).Ready(one); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 	one.LibraryItem = "images/debian-12"
-	if err := observe(t, c, []vsphere.Spec{one}).Ready(one); err != nil {
+	if err := observe(t, c, []Spec{one}).Ready(one); err != nil {
 		t.Fatal(err)
 	}
 	create(t, c, one)

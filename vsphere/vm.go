@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"path"
 	"reflect"
@@ -285,7 +286,7 @@ func (i *Inventory) Edit(vm *VM, spec Spec) (*Edit, error) {
 	}
 	if have := int(m.Config.Hardware.NumCPU); have != spec.CPUs {
 		differ("cpus", strconv.Itoa(have), strconv.Itoa(spec.CPUs))
-		e.spec.NumCPUs = int32(spec.CPUs)
+		e.spec.NumCPUs = clamp(spec.CPUs)
 		hot := m.Config.CpuHotAddEnabled != nil && *m.Config.CpuHotAddEnabled && spec.CPUs > have
 		e.Off = e.Off || vm.On && !hot
 	}
@@ -384,9 +385,12 @@ func newCard(n int, backing types.BaseVirtualDeviceBackingInfo) (types.BaseVirtu
 	if err != nil {
 		return nil, err
 	}
-	card.GetVirtualDevice().Key = int32(-200 - n)
+	card.GetVirtualDevice().Key = clamp(-200 - n)
 	return card, nil
 }
+
+// clamp makes a number one of the API's; one that does not fit is refused there.
+func clamp(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) }
 
 // copyCard makes a copy that can be edited while the original stays as it was read.
 func copyCard(card types.BaseVirtualDevice) types.BaseVirtualDevice {

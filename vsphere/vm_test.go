@@ -1,4 +1,4 @@
-package vsphere_test
+package vsphere
 
 import (
 	"context"
@@ -12,24 +12,24 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ftpdeploy/ftpdeploy/vsphere"
-	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/ftpdeploy/ftpdeploy/vsphere/vcsim"
 )
 
 const deployment = "ftp-test"
 
 func quiet(string) {}
 
-func spec(n int) vsphere.Spec {
-	s := vsphere.Spec{
+func spec(n int) Spec {
+	s := Spec{
 		Deployment: deployment, Name: fmt.Sprintf("lb%d", n),
 		Template: vcsim.Template, Folder: vcsim.Folder, Cluster: vcsim.Cluster, ResourcePool: vcsim.Pool, Datastore: vcsim.Datastore,
 		CPUs: 2, MemoryMB: 2048, DiskGB: 20,
 	}
 	for i, group := range vcsim.PortGroups {
-		s.NICs = append(s.NICs, vsphere.NIC{Name: strings.TrimPrefix(group, "dvpg-"), PortGroup: group, Address: netip.AddrFrom4([4]byte{198, 18, byte(i), byte(n)})})
+		s.NICs = append(s.NICs, NIC{Name: strings.TrimPrefix(group, "dvpg-"), PortGroup: group, Address: netip.AddrFrom4([4]byte{198, 18, byte(i), byte(n)})})
 	}
 	s.GuestInfo = func(macs []string) map[string]string {
 		text := "network:\n  ethernets:\n"
@@ -41,15 +41,15 @@ func spec(n int) vsphere.Spec {
 	return s
 }
 
-func placement(vms ...vsphere.Spec) vsphere.Placement {
-	p := vsphere.Placement{Deployment: deployment, Name: "ftp", Cluster: vcsim.Cluster, AntiAffinity: true}
+func placement(vms ...Spec) Placement {
+	p := Placement{Deployment: deployment, Name: "ftp", Cluster: vcsim.Cluster, AntiAffinity: true}
 	for n, vm := range vms {
-		p.Members = append(p.Members, vsphere.Member{Name: vm.Name, HostGroup: vcsim.HostGroups[n%2]})
+		p.Members = append(p.Members, Member{Name: vm.Name, HostGroup: vcsim.HostGroups[n%2]})
 	}
 	return p
 }
 
-func observe(t *testing.T, c *vsphere.Client, specs []vsphere.Spec, placements ...vsphere.Placement) *vsphere.Inventory {
+func observe(t *testing.T, c *Client, specs []Spec, placements ...Placement) *Inventory {
 	t.Helper()
 	i, err := c.Observe(t.Context(), specs, placements)
 	if err != nil {
@@ -58,7 +58,7 @@ func observe(t *testing.T, c *vsphere.Client, specs []vsphere.Spec, placements .
 	return i
 }
 
-func create(t *testing.T, c *vsphere.Client, s vsphere.Spec) {
+func create(t *testing.T, c *Client, s Spec) {
 	t.Helper()
 	if err := c.Create(t.Context(), s, quiet); err != nil {
 		t.Fatal(err)
@@ -68,9 +68,9 @@ func create(t *testing.T, c *vsphere.Client, s vsphere.Spec) {
 	}
 }
 
-func edit(t *testing.T, c *vsphere.Client, s vsphere.Spec) *vsphere.Edit {
+func edit(t *testing.T, c *Client, s Spec) *Edit {
 	t.Helper()
-	i := observe(t, c, []vsphere.Spec{s})
+	i := observe(t, c, []Spec{s})
 	vm, err := i.VM(s.Deployment, s.Name)
 	if err != nil || vm == nil {
 		t.Fatalf("VM %s: %v, %v", s.Name, vm, err)
@@ -97,7 +97,7 @@ func TestCreate(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
 	one, two := spec(1), spec(2)
-	if i := observe(t, c, []vsphere.Spec{one}); i.Ready(one) != nil {
+	if i := observe(t, c, []Spec{one}); i.Ready(one) != nil {
 		t.Fatal(i.Ready(one))
 	}
 	create(t, c, one)
@@ -142,7 +142,7 @@ func TestCreate(t *testing.T) {
 		extra[o.GetOptionValue().Key] = o.GetOptionValue().Value
 	}
 	for key, want := range map[string]any{
-		"ftpdeploy.deployment": deployment, "ftpdeploy.name": "lb2", "ftpdeploy.hostkeys": "", vsphere.PublishedHostKeys: "",
+		"ftpdeploy.deployment": deployment, "ftpdeploy.name": "lb2", "ftpdeploy.hostkeys": "", PublishedHostKeys: "",
 	} {
 		if got, ok := extra[key]; !ok || got != want {
 			t.Errorf("the clone's extraConfig %s is %v, want %v", key, got, want)
@@ -278,7 +278,7 @@ func TestResizeHot(t *testing.T) {
 	}
 	small := one
 	small.DiskGB = 5
-	i := observe(t, c, []vsphere.Spec{small})
+	i := observe(t, c, []Spec{small})
 	vm, _ := i.VM(deployment, "lb1")
 	if _, err := i.Edit(vm, small); err == nil || !strings.Contains(err.Error(), "[FTP404]") {
 		t.Errorf("a smaller disk: %v", err)
@@ -288,24 +288,24 @@ func TestResizeHot(t *testing.T) {
 func TestMissing(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
-	for want, change := range map[string]func(*vsphere.Spec){
-		`no port group "dvpg-frontnd" in DC0 - nearest: "dvpg-frontend"`:     func(s *vsphere.Spec) { s.NICs[0].PortGroup = "dvpg-frontnd" },
-		`no folder "ftpp" in DC0 - nearest: "ftp"`:                           func(s *vsphere.Spec) { s.Folder = "infra/ftpp" },
-		`no folder "infr" in DC0 - nearest: "infra"`:                         func(s *vsphere.Spec) { s.Folder = "infr/ftp" },
-		`no template "debian-13" in DC0 - nearest: "debian-12"`:              func(s *vsphere.Spec) { s.Template = "templates/debian-13" },
-		`no datastore "LocalDS_9" in DC0 - nearest: "LocalDS_0"`:             func(s *vsphere.Spec) { s.Datastore = "LocalDS_9" },
-		`no resource pool "infrared" in DC0 - nearest: "infra"`:              func(s *vsphere.Spec) { s.ResourcePool = "infrared" },
-		`no cluster "DC0_C1" in DC0 - nearest: "DC0_C0"`:                     func(s *vsphere.Spec) { s.Cluster = "DC0_C1" },
-		`disk of 1 GiB is smaller than that of template templates/debian-12`: func(s *vsphere.Spec) { s.DiskGB = 1 },
+	for want, change := range map[string]func(*Spec){
+		`no port group "dvpg-frontnd" in DC0 - nearest: "dvpg-frontend"`:     func(s *Spec) { s.NICs[0].PortGroup = "dvpg-frontnd" },
+		`no folder "ftpp" in DC0 - nearest: "ftp"`:                           func(s *Spec) { s.Folder = "infra/ftpp" },
+		`no folder "infr" in DC0 - nearest: "infra"`:                         func(s *Spec) { s.Folder = "infr/ftp" },
+		`no template "debian-13" in DC0 - nearest: "debian-12"`:              func(s *Spec) { s.Template = "templates/debian-13" },
+		`no datastore "LocalDS_9" in DC0 - nearest: "LocalDS_0"`:             func(s *Spec) { s.Datastore = "LocalDS_9" },
+		`no resource pool "infrared" in DC0 - nearest: "infra"`:              func(s *Spec) { s.ResourcePool = "infrared" },
+		`no cluster "DC0_C1" in DC0 - nearest: "DC0_C0"`:                     func(s *Spec) { s.Cluster = "DC0_C1" },
+		`disk of 1 GiB is smaller than that of template templates/debian-12`: func(s *Spec) { s.DiskGB = 1 },
 	} {
 		one := spec(1)
 		change(&one)
 		before := s.Writes()
-		err := observe(t, c, []vsphere.Spec{one}).Ready(one)
+		err := observe(t, c, []Spec{one}).Ready(one)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
-		if !strings.HasPrefix(want, "disk") && !errors.Is(err, vsphere.ErrMissing) {
+		if !strings.HasPrefix(want, "disk") && !errors.Is(err, ErrMissing) {
 			t.Errorf("%v is not ErrMissing", err)
 		}
 		if c.Create(t.Context(), one, quiet) == nil || s.Writes() != before {
@@ -314,12 +314,12 @@ func TestMissing(t *testing.T) {
 	}
 	wrong := config(s)
 	wrong.Datacenter = "DC1"
-	other, err := vsphere.Connect(t.Context(), wrong)
+	other, err := Connect(t.Context(), wrong)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close(context.Background())
-	if err := observe(t, other, []vsphere.Spec{spec(1)}).Ready(spec(1)); err == nil || !strings.Contains(err.Error(), `no datacenter "DC1" in vCenter 127.0.0.1:`) {
+	if err := observe(t, other, []Spec{spec(1)}).Ready(spec(1)); err == nil || !strings.Contains(err.Error(), `no datacenter "DC1" in vCenter 127.0.0.1:`) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -337,11 +337,11 @@ func TestForeign(t *testing.T) {
 	create(t, c, foreign)
 
 	before := s.Writes()
-	i := observe(t, c, []vsphere.Spec{one, two})
-	if _, err := i.VM(deployment, "lb1"); !errors.Is(err, vsphere.ErrForeign) || !strings.Contains(err.Error(), "someone-else") {
+	i := observe(t, c, []Spec{one, two})
+	if _, err := i.VM(deployment, "lb1"); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "someone-else") {
 		t.Errorf("the VM marked by someone else: %v", err)
 	}
-	if err := i.Ready(two); !errors.Is(err, vsphere.ErrForeign) || !strings.Contains(err.Error(), `deployment "other"`) {
+	if err := i.Ready(two); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), `deployment "other"`) {
 		t.Errorf("the VM of another deployment: %v", err)
 	}
 	for name, err := range map[string]error{
@@ -353,7 +353,7 @@ func TestForeign(t *testing.T) {
 		"destroy":       c.Destroy(t.Context(), deployment, "lb1"),
 		"pin host keys": c.PinHostKeys(t.Context(), deployment, "lb1", time.Second),
 	} {
-		if !errors.Is(err, vsphere.ErrForeign) {
+		if !errors.Is(err, ErrForeign) {
 			t.Errorf("%s: %v, want ErrForeign", name, err)
 		}
 	}
@@ -367,8 +367,8 @@ func TestPrivileges(t *testing.T) {
 	c := connect(t, s)
 	s.Deny("Network.Assign", "Host.Inventory.EditCluster", "VirtualMachine.Provisioning.DeployTemplate")
 	one := spec(1)
-	err := observe(t, c, []vsphere.Spec{one}, placement(one, spec(2))).Ready(one)
-	if !errors.Is(err, vsphere.ErrDenied) {
+	err := observe(t, c, []Spec{one}, placement(one, spec(2))).Ready(one)
+	if !errors.Is(err, ErrDenied) {
 		t.Fatalf("got %v, want ErrDenied", err)
 	}
 	for _, want := range []string{
@@ -419,7 +419,7 @@ func TestPowerAndWait(t *testing.T) {
 	expect := func(what string, want ...string) {
 		t.Helper()
 		err := c.WaitAddresses(t.Context(), one, time.Millisecond, quiet)
-		if !errors.Is(err, vsphere.ErrTimeout) {
+		if !errors.Is(err, ErrTimeout) {
 			t.Errorf("%s: %v", what, err)
 		}
 		for _, w := range want {
@@ -449,14 +449,14 @@ func TestPinHostKeys(t *testing.T) {
 	if err := c.PowerOn(t.Context(), deployment, "lb1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Millisecond); !errors.Is(err, vsphere.ErrTimeout) || !strings.Contains(err.Error(), vsphere.PublishedHostKeys) {
+	if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Millisecond); !errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), PublishedHostKeys) {
 		t.Errorf("nothing is published: %v", err)
 	}
-	s.SetExtra(t, path, vsphere.PublishedHostKeys, "ssh-ed25519 \x1b[31mnot-a-key")
+	s.SetExtra(t, path, PublishedHostKeys, "ssh-ed25519 \x1b[31mnot-a-key")
 	if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Minute); err == nil || strings.ContainsRune(err.Error(), '\x1b') {
 		t.Errorf("no key at all: %v", err)
 	}
-	s.SetExtra(t, path, vsphere.PublishedHostKeys, vcsim.HostKeys+";")
+	s.SetExtra(t, path, PublishedHostKeys, vcsim.HostKeys+";")
 	for range 2 {
 		if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Minute); err != nil {
 			t.Fatal(err)
@@ -468,9 +468,9 @@ func TestPinHostKeys(t *testing.T) {
 	}
 
 	// A guest that publishes other keys does not get them pinned.
-	s.SetExtra(t, path, vsphere.PublishedHostKeys, strings.Replace(vcsim.HostKeys, "1m5o", "1m5p", 1))
+	s.SetExtra(t, path, PublishedHostKeys, strings.Replace(vcsim.HostKeys, "1m5o", "1m5p", 1))
 	before := s.Writes()
-	if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Minute); !errors.Is(err, vsphere.ErrHostKeys) || !strings.Contains(err.Error(), "ssh-ed25519 SHA256:") {
+	if err := c.PinHostKeys(t.Context(), deployment, "lb1", time.Minute); !errors.Is(err, ErrHostKeys) || !strings.Contains(err.Error(), "ssh-ed25519 SHA256:") {
 		t.Errorf("other keys: %v", err)
 	}
 	if vm, _ = c.Find(t.Context(), deployment, "lb1"); !slices.Equal(vm.HostKeys, []string{vcsim.HostKeys}) || s.Writes() != before {
@@ -481,12 +481,12 @@ func TestPinHostKeys(t *testing.T) {
 func TestRules(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
-	specs := []vsphere.Spec{spec(1), spec(2)}
+	specs := []Spec{spec(1), spec(2)}
 	p := placement(specs...)
 	for _, one := range specs {
 		create(t, c, one)
 	}
-	rules := func() *vsphere.RulesEdit {
+	rules := func() *RulesEdit {
 		t.Helper()
 		e, err := observe(t, c, nil, p).Rules(p)
 		if err != nil {
@@ -494,7 +494,7 @@ func TestRules(t *testing.T) {
 		}
 		return e
 	}
-	apply := func(e *vsphere.RulesEdit) {
+	apply := func(e *RulesEdit) {
 		t.Helper()
 		before := s.Writes()
 		if err := c.ApplyRules(t.Context(), e); err != nil {
@@ -597,7 +597,7 @@ func TestRules(t *testing.T) {
 	wrong := p
 	wrong.Members = slices.Clone(p.Members)
 	wrong.Members[0].HostGroup = "site-a-host"
-	if _, err := observe(t, c, nil, wrong).Rules(wrong); !errors.Is(err, vsphere.ErrMissing) || !strings.Contains(err.Error(), `no host group "site-a-host" in cluster DC0_C0 - nearest: "site-a-hosts"`) {
+	if _, err := observe(t, c, nil, wrong).Rules(wrong); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), `no host group "site-a-host" in cluster DC0_C0 - nearest: "site-a-hosts"`) {
 		t.Errorf("a host group that is not there: %v", err)
 	}
 
@@ -629,7 +629,7 @@ func ruleKeys(c *types.ClusterConfigInfoEx) []int32 {
 func TestCalls(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
-	specs := []vsphere.Spec{spec(1), spec(2)}
+	specs := []Spec{spec(1), spec(2)}
 	for _, one := range specs {
 		create(t, c, one)
 	}
@@ -663,7 +663,7 @@ func TestDestroy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, vsphere.ErrNotFound) {
+	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("found: %v", err)
 	}
 	if _, err := s.Finder.VirtualMachine(t.Context(), vcsim.Template); err != nil {
@@ -685,7 +685,7 @@ func TestConflict(t *testing.T) {
 		}
 		return nil
 	})
-	if err := c.Reconfigure(t.Context(), one); !errors.Is(err, vsphere.ErrConflict) {
+	if err := c.Reconfigure(t.Context(), one); !errors.Is(err, ErrConflict) {
 		t.Errorf("got %v, want ErrConflict", err)
 	}
 	if sent := s.Body("ReconfigVM_Task").(*types.ReconfigVM_Task).Spec.ChangeVersion; sent == "" || sent != vm.Config.ChangeVersion {
