@@ -132,7 +132,7 @@ func checkMachine(context.Context) error {
 		}
 	}
 	if len(missing) == 0 {
-		_, err := hierarchies()
+		_, _, err := hierarchies()
 		return err
 	}
 	var wanted []string

@@ -307,7 +307,7 @@ func Exec(ctx context.Context, dir, host string, environment, argv []string) (in
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT)
 	defer signal.Stop(signals)
-	if err := startIn(filepath.Join(proc, fmt.Sprint(to.PID)), nil, cmd); err != nil {
+	if err := startIn(filepath.Join(proc, fmt.Sprint(to.PID)), cgroup{}, cmd); err != nil {
 		return 0, fmt.Errorf("run %s on %s: %w", argv[0], host, err)
 	}
 	_, err = unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)

@@ -179,7 +179,7 @@ func (l *Lab) runOnVM(ctx context.Context, name string, argv ...string) error {
 	if !on || m.Init == 0 {
 		return fmt.Errorf("no host %q is on", name)
 	}
-	return runIn(ctx, fmt.Sprintf("/proc/%d", m.Init), nil, name, argv...)
+	return runIn(ctx, fmt.Sprintf("/proc/%d", m.Init), cgroup{}, name, argv...)
 }
 
 // node cuts a node's power, or gives it back and waits until it is ready.

@@ -294,7 +294,7 @@ func onThread(f func() error) error {
 }
 
 // startIn starts cmd in all namespaces of the process whose /proc directory is
-// proc, and in group unless that is nil. A name without a slash is looked for
+// proc, and in group, which may be empty. A name without a slash is looked for
 // there, in PATH; a working directory that is not there becomes "/".
 func startIn(proc string, group cgroup, cmd *exec.Cmd) error {
 	return onThread(func() error {

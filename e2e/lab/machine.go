@@ -23,7 +23,9 @@ type machine struct {
 	root      string
 	guestinfo string // directory that the guest sees as /run/guestinfo
 	nics      []virtualNIC
+	names     map[string]string // what the guest called its NICs last, by MAC address
 	bridges   map[string]string
+	group     cgroup
 	cmd       *exec.Cmd
 	ended     chan struct{} // closed when cmd has ended
 }
@@ -32,9 +34,16 @@ type machine struct {
 // reboot and --keep-unit leaves it to the caller.
 const rebootStatus = 133
 
-// interfaceName is what the guest's kernel calls NIC i before anyone renames
-// it: names of the PCI slots that vSphere uses.
-func interfaceName(i int) string { return fmt.Sprintf("ens%d", 192+32*i) }
+// interfaceName is what a booting guest calls NIC i. The first time these are
+// the names of the PCI slots that vSphere uses. A name that cloud-init has given
+// stays: on a machine with udev that is the work of the .link files that come
+// with it, and not of cloud-init once more.
+func (m *machine) interfaceName(i int) string {
+	if name, ok := m.names[m.nics[i].mac]; ok {
+		return name
+	}
+	return fmt.Sprintf("ens%d", 192+32*i)
+}
 
 // link is the lab's end of NIC i.
 func (m *machine) link(i int) string { return fmt.Sprintf("%s-%d", m.id, i) }
@@ -50,12 +59,13 @@ func (m *machine) links() map[string]string {
 
 // startMachine boots a machine whose disk is in dir; it makes the disk where
 // there is none. It returns when the machine has begun to boot.
-func startMachine(ctx context.Context, dir, id string, h hardware, config VCenterConfig) (*machine, error) {
+func startMachine(ctx context.Context, dir, id string, h hardware, names map[string]string, config VCenterConfig) (*machine, error) {
 	m := &machine{
 		id:        id,
 		root:      filepath.Join(dir, "root"),
 		guestinfo: filepath.Join(dir, "guestinfo"),
 		nics:      h.nics,
+		names:     names,
 		bridges:   config.Bridges,
 		ended:     make(chan struct{}),
 	}
@@ -96,7 +106,12 @@ func (m *machine) boot(ctx context.Context, dir string, guestinfo map[string]str
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no")
 	m.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network"}
 	m.cmd.Stdout, m.cmd.Stderr = console, console
-	if err := m.cmd.Start(); err != nil {
+	// Else the services of all guests would meet in the same cgroups, and those
+	// would be left when the lab ends.
+	if m.group, err = newCgroup(m.id); err != nil {
+		return err
+	}
+	if err := m.group.start(m.cmd); err != nil {
 		return err
 	}
 	go func() {
@@ -132,7 +147,7 @@ func (m *machine) connect(ctx context.Context) error {
 		if !ok {
 			return fmt.Errorf("port group %q has no bridge", nic.portGroup)
 		}
-		fmt.Fprintf(&batch, "link add %s type veth peer name %s address %s netns %s\n", m.link(i), interfaceName(i), nic.mac, m.id)
+		fmt.Fprintf(&batch, "link add %s type veth peer name %s address %s netns %s\n", m.link(i), m.interfaceName(i), nic.mac, m.id)
 		fmt.Fprintf(&batch, "link set %s master %s %s\n", m.link(i), bridge, upOrDown(nic.connected))
 	}
 	return ip(ctx, "", batch.String())
@@ -216,6 +231,7 @@ func (m *machine) release(ctx context.Context) error {
 	if _, err := os.Stat("/run/netns/" + m.id); err == nil {
 		errs = append(errs, run(ctx, "ip", "netns", "del", m.id))
 	}
+	errs = append(errs, m.group.remove(ctx))
 	if err := unix.Unmount(m.root, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount %s: %w", m.root, err))
 	}

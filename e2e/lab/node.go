@@ -29,7 +29,7 @@ func (k *kubernetes) newNode(labDir string, names hostNames, i int) (*Host, erro
 	if err != nil {
 		return nil, err
 	}
-	all, err := hierarchies()
+	all, _, err := hierarchies()
 	if err != nil {
 		return nil, err
 	}
