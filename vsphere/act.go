@@ -250,15 +250,16 @@ func (c *Client) WaitAddresses(ctx context.Context, spec Spec, bound time.Durati
 // and what is wrong; "" means that all are there.
 func (vm *VM) Missing(nics []NIC) string {
 	var missing []string
+	cards, _ := vm.assign(nics)
 	for n, nic := range nics {
 		if !nic.Address.IsValid() {
 			continue
 		}
-		if n >= len(vm.NICs) {
+		card := cards[n]
+		if card == nil {
 			missing = append(missing, fmt.Sprintf("%s on NIC %s, which the VM does not have", nic.Address, nic.Name))
 			continue
 		}
-		card := vm.NICs[n]
 		if slices.Contains(card.Addresses, nic.Address) {
 			continue
 		}
@@ -274,7 +275,7 @@ func (vm *VM) Missing(nics []NIC) string {
 		case vm.Tools != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning):
 			text += "VMware Tools do not run in the guest (still booting, or open-vm-tools is not in the template)"
 		default:
-			text += "VMware Tools run but report no address (did cloud-init fail, or is the address in use? see the VM's console)"
+			text += "VMware Tools run but report no address (did cloud-init fail, is the address in use, or was the NIC added after the first boot? see the VM's console)"
 		}
 		missing = append(missing, text)
 	}

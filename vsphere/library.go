@@ -123,8 +123,9 @@ func (i *Inventory) newConfig(spec Spec, from []types.BaseVirtualDevice) (*types
 		ExtraConfig: []types.BaseOptionValue{
 			&types.OptionValue{Key: markDeployment, Value: spec.Deployment},
 			&types.OptionValue{Key: markName, Value: spec.Name},
-			// A template that was made of such a VM still has that VM's keys.
+			// A template that was made of such a VM still has that VM's.
 			&types.OptionValue{Key: pinnedKeys, Value: ""},
+			&types.OptionValue{Key: nicNames, Value: ""},
 			&types.OptionValue{Key: PublishedHostKeys, Value: ""},
 		},
 	}

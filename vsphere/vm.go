@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"path"
@@ -25,6 +26,7 @@ const (
 	markDeployment = "ftpdeploy.deployment"
 	markName       = "ftpdeploy.name"
 	pinnedKeys     = "ftpdeploy.hostkeys"
+	nicNames       = "ftpdeploy.nics" // NAME=MAC;NAME=MAC: which card is which of the blueprint's
 
 	// PublishedHostKeys is where the guest publishes its SSH host keys: the first
 	// two fields of each public key file ("ssh-ed25519 AAAA..."), joined by ";".
@@ -98,13 +100,33 @@ type Card struct {
 	device    types.BaseVirtualDevice
 }
 
-// MACs are the addresses of the network cards, in their order.
-func (vm *VM) MACs() []string {
-	var all []string
-	for _, n := range vm.NICs {
-		all = append(all, n.MAC)
+// assign gives each of nics its card, nil where it has none, and returns the
+// cards that are then left. A card is known by its MAC, which was recorded when
+// it was made; cards without a record are taken in the order that they were
+// added in.
+func (vm *VM) assign(nics []NIC) (cards []*Card, left []*Card) {
+	recorded := map[string]string{}
+	for _, entry := range strings.Split(extraConfig(vm.properties)[nicNames], ";") {
+		name, mac, _ := strings.Cut(entry, "=")
+		recorded[name] = mac
 	}
-	return all
+	for n := range vm.NICs {
+		left = append(left, &vm.NICs[n])
+	}
+	cards = make([]*Card, len(nics))
+	take := func(n int, fits func(*Card) bool) {
+		if at := slices.IndexFunc(left, fits); cards[n] == nil && at >= 0 {
+			cards[n] = left[at]
+			left = slices.Delete(left, at, at+1)
+		}
+	}
+	for n, nic := range nics {
+		take(n, func(c *Card) bool { return c.MAC == recorded[nic.Name] })
+	}
+	for n := range nics {
+		take(n, func(*Card) bool { return true })
+	}
+	return cards, left
 }
 
 // VM returns the VM that bears both our marks, or nil where there is no VM with
@@ -306,18 +328,21 @@ func (i *Inventory) Edit(vm *VM, spec Spec) (*Edit, error) {
 		grown.CapacityInBytes, grown.CapacityInKB = int64(spec.DiskGB)*gib, int64(spec.DiskGB)*gib>>10
 		e.device("edit", &grown)
 	}
-	if err := i.editNICs(e, vm, spec, differ); err != nil {
+	macs, err := i.editNICs(e, vm, spec, differ)
+	if err != nil {
 		return nil, err
 	}
-	if macs := vm.MACs(); len(macs) == len(spec.NICs) && spec.GuestInfo != nil {
-		extra := extraConfig(m)
-		want := spec.GuestInfo(macs)
-		keys := make([]string, 0, len(want))
-		for k := range want {
-			keys = append(keys, k)
+	if len(macs) == len(spec.NICs) {
+		extra, want := extraConfig(m), map[string]string{}
+		if spec.GuestInfo != nil {
+			want = maps.Clone(spec.GuestInfo(macs))
 		}
-		slices.Sort(keys)
-		for _, k := range keys {
+		var names []string
+		for n, nic := range spec.NICs {
+			names = append(names, nic.Name+"="+macs[n])
+		}
+		want[nicNames] = strings.Join(names, ";")
+		for _, k := range slices.Sorted(maps.Keys(want)) {
 			if extra[k] != want[k] {
 				differ(k, digest(extra[k]), digest(want[k]))
 				e.spec.ExtraConfig = append(e.spec.ExtraConfig, &types.OptionValue{Key: k, Value: want[k]})
@@ -334,23 +359,27 @@ func (e *Edit) device(operation types.VirtualDeviceConfigSpecOperation, d types.
 	e.spec.DeviceChange = append(e.spec.DeviceChange, &types.VirtualDeviceConfigSpec{Operation: operation, Device: d})
 }
 
-func (i *Inventory) editNICs(e *Edit, vm *VM, spec Spec, differ func(path, before, after string)) error {
+// editNICs compares the network cards and returns the MAC addresses of those
+// that are there, in the order of the spec.
+func (i *Inventory) editNICs(e *Edit, vm *VM, spec Spec, differ func(path, before, after string)) (macs []string, err error) {
+	cards, left := vm.assign(spec.NICs)
 	for n, nic := range spec.NICs {
 		backing, err := i.network(nic)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		at := "nic." + nic.Name
-		if n >= len(vm.NICs) {
+		have := cards[n]
+		if have == nil {
 			differ(at, "", nic.PortGroup)
 			card, err := newCard(n, backing)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			e.device("add", card)
 			continue
 		}
-		have := vm.NICs[n]
+		macs = append(macs, have.MAC)
 		changed := copyCard(have.device)
 		device := changed.GetVirtualDevice()
 		rewired := false
@@ -372,11 +401,11 @@ func (i *Inventory) editNICs(e *Edit, vm *VM, spec Spec, differ func(path, befor
 		}
 		e.device("edit", changed)
 	}
-	for n := len(spec.NICs); n < len(vm.NICs); n++ {
-		differ("nic."+vm.NICs[n].MAC, i.networkName(backs(vm.NICs[n].device.GetVirtualDevice().Backing)), "")
-		e.device("remove", vm.NICs[n].device)
+	for _, card := range left {
+		differ("nic."+card.MAC, i.networkName(backs(card.device.GetVirtualDevice().Backing)), "")
+		e.device("remove", card.device)
 	}
-	return nil
+	return macs, nil
 }
 
 // newCard makes the device for the n-th NIC. Negative keys are placeholders that vCenter replaces.

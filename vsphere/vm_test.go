@@ -152,7 +152,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("after it was made it still differs: %v", e.Differences)
 	}
 	found, err := c.Find(t.Context(), deployment, "lb1")
-	if err != nil || found.On || found.Name != "lb1" || !slices.Equal(found.MACs(), []string{cards(vm)[0].MacAddress, cards(vm)[1].MacAddress, cards(vm)[2].MacAddress}) {
+	if err != nil || found.On || found.Name != "lb1" || found.NICs[0].MAC != cards(vm)[0].MacAddress {
 		t.Errorf("Find: %+v, %v", found, err)
 	}
 
@@ -690,6 +690,43 @@ func TestConflict(t *testing.T) {
 	}
 	if sent := s.Body("ReconfigVM_Task").(*types.ReconfigVM_Task).Spec.ChangeVersion; sent == "" || sent != vm.Config.ChangeVersion {
 		t.Errorf("sent the change version %q, want %q", sent, vm.Config.ChangeVersion)
+	}
+}
+
+// A NIC that comes between others in the blueprint is added; those that are there
+// stay what they are, and so does one that was added by hand go.
+func TestNICsKeepTheirNames(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	three := spec(1)
+	two := three
+	two.NICs = []NIC{three.NICs[0], three.NICs[2]}
+	two.GuestInfo = nil
+	create(t, c, two)
+	before, _ := c.Find(t.Context(), deployment, "lb1")
+
+	if e := edit(t, c, three); fmt.Sprint(e.Differences) != "[{nic.workload  dvpg-workload}]" || e.Cuts {
+		t.Errorf("differs: %v", e.Differences)
+	}
+	if err := c.Reconfigure(t.Context(), three); err != nil {
+		t.Fatal(err)
+	}
+	if e := edit(t, c, three); e != nil {
+		t.Errorf("still differs: %v", e.Differences)
+	}
+	_, vm := s.VM(t, vcsim.Folder+"/lb1")
+	have := cards(vm)
+	if len(have) != 3 || have[0].MacAddress != before.NICs[0].MAC || have[1].MacAddress != before.NICs[1].MAC {
+		t.Fatalf("%d NICs, MAC addresses %s, %s; want those of before, %+v", len(have), have[0].MacAddress, have[1].MacAddress, before.NICs)
+	}
+	metadata := three.GuestInfo([]string{have[0].MacAddress, have[2].MacAddress, have[1].MacAddress})["guestinfo.metadata"]
+	for _, o := range vm.Config.ExtraConfig {
+		if v := o.GetOptionValue(); v.Key == "guestinfo.metadata" && v.Value != metadata {
+			t.Error("the guest is not told which NIC is which")
+		}
+	}
+	if e := edit(t, c, two); e.Differences[0].Path != "nic."+have[2].MacAddress || e.Differences[0].After != "" {
+		t.Errorf("without it again: %v", e.Differences)
 	}
 }
 
