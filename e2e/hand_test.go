@@ -123,7 +123,15 @@ func vmMemory(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	task, err := v.Reconfigure(ctx, types.VirtualMachineConfigSpec{MemoryMB: mb})
+	task, err := v.PowerOff(ctx) // without hot-plug, memory changes while the VM is off
+	if err := wait(ctx, task, err); err != nil {
+		return err
+	}
+	task, err = v.Reconfigure(ctx, types.VirtualMachineConfigSpec{MemoryMB: mb})
+	if err := wait(ctx, task, err); err != nil {
+		return err
+	}
+	task, err = v.PowerOn(ctx)
 	return wait(ctx, task, err)
 }
 
@@ -137,7 +145,7 @@ func vmForeign(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	folder, err := f.Folder(ctx, "infra/ftp")
+	folder, err := f.Folder(ctx, "vm/infra/ftp")
 	if err != nil {
 		return err
 	}

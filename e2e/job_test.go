@@ -213,7 +213,7 @@ func secretsAreNowhere(t *testing.T) {
 	render := deploy(t, "render", "--to", "/tmp/e2e-render").must(t)
 	rendered := on(t, "jump", "sh", "-c", "cat $(find /tmp/e2e-render -type f); rm -r /tmp/e2e-render").must(t)
 	apply := deploy(t, "apply", "--yes", "-vv").must(t)
-	boxes := shell(t, boxA, `cat /var/log/* 2>/dev/null | strings; journalctl --no-pager; find /var/lib/ftpdeploy /etc/haproxy /etc/keepalived -type f -exec cat {} +`)
+	boxes := shell(t, boxA, `cat /var/log/*.log 2>/dev/null | tr -d "\\0"; journalctl --no-pager; find /var/lib/ftpdeploy /etc/haproxy /etc/keepalived -type f -exec cat {} +`)
 	for _, secret := range []string{password, sudo, "canary-by-hand"} {
 		for where, text := range map[string]string{
 			"plan": plan.stdout + plan.stderr, "render": render.stdout + rendered.stdout, "apply": apply.stdout + apply.stderr, boxA: boxes,
@@ -230,18 +230,21 @@ func secretsAreNowhere(t *testing.T) {
 func drift(t *testing.T) {
 	for _, d := range []struct {
 		name   string
-		by     func()
+		by     func(t *testing.T)
 		target string // part of the only targets that may be planned
 	}{
-		{"haproxy.cfg edited", func() { shell(t, boxA, `sed -i 's/^\(\s*maxconn\).*/\1 17/' /etc/haproxy/haproxy.cfg`) }, "haproxy"},
-		{"service stopped", func() { shell(t, boxB, `systemctl stop haproxy`) }, "haproxy"},
-		{"sysctl changed", func() { shell(t, boxB, `sysctl -qw net.ipv4.ip_nonlocal_bind=0`) }, "ip_nonlocal_bind"},
-		{"VM memory changed", func() { byHand(t, "vm-memory", boxB, "768") }, boxB},
-		{"NodePort changed", func() { byHand(t, "node-port", "21104", "31999") }, "Service"},
-		{"Secret changed", func() { byHand(t, "secret", "FTP_PASS", "changed-by-hand") }, "Secret"},
+		{"haproxy.cfg edited", func(t *testing.T) { shell(t, boxA, `sed -i 's/^\(\s*maxconn\).*/\1 17/' /etc/haproxy/haproxy.cfg`) }, "haproxy"},
+		{"service stopped", func(t *testing.T) { shell(t, boxB, `systemctl stop haproxy`) }, "haproxy"},
+		{"sysctl changed", func(t *testing.T) { shell(t, boxB, `sysctl -qw net.ipv4.ip_nonlocal_bind=0`) }, "ip_nonlocal_bind"},
+		{"VM memory changed", func(t *testing.T) {
+			byHand(t, "vm-memory", boxB, "768")
+			booted(t, boxB)
+		}, boxB},
+		{"NodePort changed", func(t *testing.T) { byHand(t, "node-port", "21104", "31999") }, "Service"},
+		{"Secret changed", func(t *testing.T) { byHand(t, "secret", "FTP_PASS", "changed-by-hand") }, "Secret"},
 	} {
 		t.Run(d.name, func(t *testing.T) {
-			d.by()
+			d.by(t)
 			changes := planned(t)
 			if len(changes) == 0 {
 				t.Fatal("the plan does not see it")
@@ -261,6 +264,15 @@ func drift(t *testing.T) {
 			planIsEmpty(t)
 		})
 	}
+}
+
+// booted waits until a box that came up has its services and its addresses.
+func booted(t *testing.T, box string) {
+	t.Helper()
+	within(t, time.Minute, box+" is up", func() bool {
+		r := on(t, box, "sh", "-c", "systemctl is-active keepalived haproxy && systemctl is-system-running")
+		return strings.Contains(r.stdout, "running") || strings.Contains(r.stdout, "degraded")
+	})
 }
 
 // refused puts something foreign in the way: the plan names its holder and

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/simulator/vpx"
@@ -148,15 +149,15 @@ func (v *VCenter) power(ctx context.Context, name string, on bool) error {
 	verb, act := "power off", vm.PowerOff
 	if on {
 		verb, act = "power on", vm.PowerOn
-		if fault := v.place(ref); fault != nil {
-			return fmt.Errorf("power on %s: no host may run it: %T", name, fault)
+		if refused := v.place(ref); refused != nil {
+			return fmt.Errorf("power on %s: no host may run it: %T", name, refused)
 		}
 	}
 	task, err := act(ctx)
 	if err == nil {
 		err = task.Wait(ctx)
 	}
-	if err != nil {
+	if err != nil && !fault.Is(err, &types.InvalidPowerState{}) { // which says that it is so already
 		return fmt.Errorf("%s %s: %w", verb, name, err)
 	}
 	return wait(ctx, fmt.Sprintf("%s to %s", name, verb), 20*time.Second, 20*time.Millisecond, func(context.Context) error {
