@@ -18,13 +18,23 @@ start() {
 	alive "$1" && return
 	[ ! -f "$BOX/fail/$1" ] || { echo "Job for $1.service failed." >&2; exit 1; }
 	case $1 in
-	haproxy) setsid /usr/sbin/haproxy -W -f "$BOX/root/etc/haproxy/haproxy.cfg" >>"$BOX/log/$1" 2>&1 </dev/null & ;;
+	haproxy)
+		: >"$BOX/log/$1"
+		setsid /usr/sbin/haproxy -W -f "$BOX/root/etc/haproxy/haproxy.cfg" >>"$BOX/log/$1" 2>&1 </dev/null &
+		;;
 	keepalived)
 		[ -s "$BOX/root/etc/keepalived/keepalived.conf" ] || return # ConditionFileNotEmpty
 		setsid sleep 1000 >/dev/null 2>&1 </dev/null &
 		;;
 	esac
 	echo $! >"$BOX/run/$1"
+	[ "$1" = haproxy ] || return 0
+	# It tells systemd when it is ready.
+	n=0
+	until grep -q 'Loading success' "$BOX/log/$1"; do
+		n=$((n + 1))
+		alive haproxy && [ $n -lt 10000 ] || { echo "Job for $1.service failed." >&2; exit 1; }
+	done
 }
 stop() {
 	if alive "$1"; then
