@@ -25,9 +25,12 @@ func (g *guest) runTools() {
 	if err := g.takeGuestinfo(); err != nil {
 		g.v.config.Logf("vCenter: guestinfo of %s: %v", g.hardware.name, err)
 	}
-	addresses, err := addressesIn(g.machine.id)
+	addresses, names, err := addressesIn(g.machine.id)
 	if err != nil {
 		return // it is booting or going down
+	}
+	if len(addresses) > 0 { // it has been set up
+		g.names = names
 	}
 	report := fmt.Sprint(g.hardware.nics, addresses)
 	if report == g.reported {
@@ -46,33 +49,38 @@ func (g *guest) runTools() {
 	})
 }
 
-// addressesIn lists the addresses of the interfaces in network namespace netns
-// by MAC address, in the kernel's order, without link-local ones.
-func addressesIn(netns string) (map[string][]netip.Prefix, error) {
-	found := map[string][]netip.Prefix{}
-	err := inNetns(netns, func() error {
+// addressesIn lists the interfaces in network namespace netns by MAC address:
+// their addresses in the kernel's order, without link-local ones, and their names.
+func addressesIn(netns string) (addresses map[string][]netip.Prefix, names map[string]string, err error) {
+	addresses, names = map[string][]netip.Prefix{}, map[string]string{}
+	err = inNetns(netns, func() error {
 		interfaces, err := net.Interfaces()
 		if err != nil {
 			return err
 		}
 		for _, i := range interfaces {
-			addresses, err := i.Addrs()
+			mac := i.HardwareAddr.String()
+			if mac == "" {
+				continue // the loopback
+			}
+			names[mac] = i.Name
+			all, err := i.Addrs()
 			if err != nil {
 				return err
 			}
-			for _, a := range addresses {
+			for _, a := range all {
 				prefix, err := netip.ParsePrefix(a.String())
 				if err != nil {
 					return err
 				}
-				if mac := i.HardwareAddr.String(); mac != "" && prefix.Addr().IsGlobalUnicast() {
-					found[mac] = append(found[mac], prefix)
+				if prefix.Addr().IsGlobalUnicast() {
+					addresses[mac] = append(addresses[mac], prefix)
 				}
 			}
 		}
 		return nil
 	})
-	return found, err
+	return addresses, names, err
 }
 
 // inNetns calls do on a thread that is in network namespace netns. What do

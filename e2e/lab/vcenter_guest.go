@@ -28,8 +28,9 @@ type guest struct {
 
 	// Only the goroutine of follow touches these.
 	hardware hardware
-	machine  *machine // nil while the VM is off
-	reported string   // what vCenter was told last of the machine's addresses
+	machine  *machine          // nil while the VM is off
+	names    map[string]string // of the NICs in the guest, by MAC address
+	reported string            // what vCenter was told last of the machine's addresses
 	gone     bool
 
 	// The lock of the VCenter guards these.
@@ -242,7 +243,7 @@ func (g *guest) follow() {
 func (g *guest) start(h hardware) {
 	g.stop()
 	g.hardware = h
-	m, err := startMachine(g.v.ctx, g.dir, g.ref.Value, h, g.v.config)
+	m, err := startMachine(g.v.ctx, g.dir, g.ref.Value, h, g.names, g.v.config)
 	if err != nil {
 		g.v.config.Logf("vCenter: %s does not start: %v", h.name, err)
 		g.say(types.VirtualMachinePowerStatePoweredOff)
