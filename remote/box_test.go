@@ -177,6 +177,9 @@ func TestPut(t *testing.T) {
 	if info, err := os.Stat(f.Path); err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
+	if info, err := os.Stat(dir + "/etc"); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("directory above: %v, %v", info.Mode(), err)
+	}
 	if _, err := os.Stat(f.Keep); err == nil {
 		t.Error("nothing was there before, and something is kept")
 	}

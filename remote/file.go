@@ -27,10 +27,11 @@ const checkFailed = 65 // EX_DATAERR of sysexits.h: the exit status that stands 
 
 // putScript writes $p with the content of stdin: beside it, complete (its digest
 // is compared), checked, flushed to the disk, and only then under its own name.
-const putScript = `umask 077
-d=${p%/*}
-die() { echo "$1" >&2; exit "${2:-1}"; }
-mkdir -p -m 0755 "$d" || die "make the directory $d"
+const putScript = `d=${p%/*}
+die() { echo "$1" >&2; exit 1; }
+umask 022
+mkdir -p "$d" || die "make the directory $d"
+umask 077
 rm -f "$d/.${p##*/}.ftpdeploy."*
 t=$(mktemp "$d/.${p##*/}.ftpdeploy.XXXXXXXX") || die "make a file in $d"
 trap 'rm -f "$t"' EXIT

@@ -96,6 +96,20 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestRunEndsThoughTheServerIsSilent(t *testing.T) {
+	s := sshtest.Start(t)
+	h := enter(t, config(s))
+	defer s.Freeze()()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("waited for haproxy-a"))
+	defer cancel()
+	if _, err := h.Run(ctx, "echo", nil); err == nil || !strings.Contains(err.Error(), "waited for haproxy-a") {
+		t.Errorf("got %v, want the cause of the end", err)
+	}
+	for h.Alive() {
+		runtime.Gosched()
+	}
+}
+
 func TestRunTellsThatTheConnectionBroke(t *testing.T) {
 	s := sshtest.Start(t)
 	h, err := Dial(t.Context(), config(s))

@@ -61,9 +61,12 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
+	// Until the command runs, only a closed connection ends the waiting.
+	hangUp := context.AfterFunc(ctx, func() { h.client.Close() })
+	defer hangUp()
 	session, err := h.client.NewSession()
 	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
+		return nil, cause(ctx, "open a session", err)
 	}
 	defer session.Close()
 	in, err := session.StdinPipe()
@@ -85,7 +88,10 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 	stderr := &watcher{mark: mark, ask: ask, started: make(chan struct{}), refused: make(chan struct{})}
 	session.Stdout, session.Stderr = &stdout, stderr
 	if err := session.Start(command); err != nil {
-		return nil, fmt.Errorf("start a shell: %w", err)
+		return nil, cause(ctx, "start a shell", err)
+	}
+	if !hangUp() {
+		return nil, context.Cause(ctx)
 	}
 
 	ended := make(chan error, 1)
@@ -120,6 +126,14 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 		return nil, context.Cause(ctx)
 	}
 	return stdout.Bytes(), h.verdict(err, stderr)
+}
+
+// cause is the end of ctx where that is why what failed.
+func cause(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // verdict says what the end of a command means.

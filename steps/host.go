@@ -481,12 +481,19 @@ func (l *hostLook) blame(f proxy.File, s remote.FileState) string {
 	if s.Pristine {
 		return "still as its package brought it"
 	}
+	when := s.Modified.UTC().Format("2006-01-02 15:04:05 MST")
 	for _, d := range l.daemons() {
-		if d.service == f.Service && strings.TrimSpace(string(l.facts.Files[d.Marker].Content)) == s.Identity {
+		if d.service != f.Service {
+			continue
+		}
+		switch loaded := l.facts.Files[d.Marker]; {
+		case loaded.Exists && strings.TrimSpace(string(loaded.Content)) == s.Identity:
 			return "the blueprint says otherwise"
+		case loaded.Exists:
+			return fmt.Sprintf("drift: edited at %s, owner %s", when, s.Owner)
 		}
 	}
-	return fmt.Sprintf("differs from the blueprint: last written %s, owner %s", s.Modified.UTC().Format("2006-01-02 15:04:05 MST"), s.Owner)
+	return fmt.Sprintf("differs from the blueprint: last written at %s, owner %s", when, s.Owner)
 }
 
 // file is what remote puts for f: what it replaces is kept, for the way back.

@@ -178,6 +178,33 @@ func TestHostRepairsDrift(t *testing.T) {
 	}
 }
 
+func TestHostTellsWhyAFileDiffers(t *testing.T) {
+	p := startHost(t)
+	first := func() plan.Change {
+		t.Helper()
+		changes := planOnly(t, p, plan.Present)
+		for _, c := range changes {
+			if c.Target == "haproxy-a:"+proxy.HAProxyPath {
+				return c
+			}
+		}
+		t.Fatalf("planned %s", targets(changes))
+		return plan.Change{}
+	}
+	if c := first(); c.Reason != "not there" || !strings.HasPrefix(c.Detail.Unified, "--- /dev/null\n+++ "+proxy.HAProxyPath+"\n@@ ") {
+		t.Errorf("%q, %s", c.Reason, c.Detail.Unified)
+	}
+	reaches(t, p, plan.Present)
+	p.text = "two"
+	if c := first(); c.Reason != "the blueprint says otherwise" || !strings.Contains(c.Detail.Unified, "\n-# one\n+# two\n") {
+		t.Errorf("%q, %s", c.Reason, c.Detail.Unified)
+	}
+	p.edit(t, proxy.HAProxyPath, p.has(t, proxy.HAProxyPath)+"# by hand\n")
+	if c := first(); !strings.HasPrefix(c.Reason, "drift: edited at 20") || !strings.Contains(c.Detail.Unified, "\n-# by hand\n") {
+		t.Errorf("%q, %s", c.Reason, c.Detail.Unified)
+	}
+}
+
 func TestHostRefusesWhatIsNotOurs(t *testing.T) {
 	for _, test := range []struct{ name, path, content, want string }{
 		{"Data Plane API", proxy.HAProxyPath, "# _version=7\nglobal\n", `first line: "# _version=7", Data Plane API`},
@@ -273,6 +300,69 @@ func frontendPair() *hostStep {
 		Services: []*blueprints.Service{{Name: "vsftpd", VIP: vip, ControlPort: 21, PassiveFirst: 21100, PassiveLast: 21110}},
 	}
 	return newHost(t, g, boxes[0], nil, nil, nil, nil)
+}
+
+// TestHostOrder holds the whole list for a machine of RHEL's family that is not made yet.
+func TestHostOrder(t *testing.T) {
+	s := frontendPair()
+	s.box.Image = &blueprints.Image{OSFamily: "rhel"}
+	s.connect = func(context.Context) (*remote.Host, error) { return nil, ErrAbsent }
+	s.rendered = func(context.Context) ([]proxy.File, error) {
+		return []proxy.File{{Path: proxy.CheckPath}, {Path: proxy.HAProxyPath, Service: "haproxy"}, {Path: proxy.KeepalivedPath, Service: "keepalived"}}, nil
+	}
+	changes := planOnly(t, s, plan.Present)
+	want := "+packages +/etc/sysctl.d/90-ftpdeploy.conf ~sysctl net.ipv4.ip_nonlocal_bind ~firewalld ~selinux haproxy_connect_any " +
+		"+/usr/libexec/keepalived/ftpdeploy-check +/etc/haproxy/haproxy.cfg +/etc/keepalived/keepalived.conf " +
+		"~haproxy.service enabled ~keepalived.service enabled >haproxy.service >keepalived.service"
+	if got := targets(changes); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if !strings.Contains(changes[1].Detail.Unified, "\n+net.ipv4.ip_nonlocal_bind = 1\n") {
+		t.Errorf("kernel settings: %s", changes[1].Detail.Unified)
+	}
+	// There, with the setting lost since and another version than the one that is pinned.
+	s.group.HAProxy.Package.Version = "2.4.22-3.el9"
+	s.first = &remote.Facts{
+		Packages: map[string]remote.PackageState{"haproxy": {Version: "2.4.17-1.el9"}, "keepalived": {Version: "2.2.8-3.el9"}},
+		Settings: map[string]string{"net.ipv4.ip_nonlocal_bind": "0"},
+	}
+	changes, err := s.Plan(t.Context(), plan.Present)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := changes[0]; c.Action != plan.Update || c.Effect != plan.Restart || c.Detail.Fields[0] != (plan.Field{Path: "haproxy", Before: "2.4.17-1.el9", After: "2.4.22-3.el9"}) {
+		t.Errorf("another version: %+v", c)
+	}
+	if c := changes[2]; c.From != "0" || c.Detail.Fields[0] != (plan.Field{Path: "net.ipv4.ip_nonlocal_bind", Before: "0", After: "1"}) {
+		t.Errorf("kernel setting: %+v", c)
+	}
+}
+
+func TestHostMinVersion(t *testing.T) {
+	for _, test := range []struct {
+		has, minimum string
+		older        bool
+	}{
+		{"2.6.12-1+deb12u4", "2.2", false},
+		{"2.2", "2.2", false},
+		{"1:2.0.33-1", "2.2", true},
+		{"2.4.22-3.el9_4", "2.4.23", true},
+		{"10.0-1", "9.1", false},
+		{"2-1", "2.2", true},
+	} {
+		if got := older(test.has, test.minimum); got != test.older {
+			t.Errorf("%s older than %s: %v", test.has, test.minimum, got)
+		}
+	}
+	s := frontendPair()
+	l := &hostLook{hostStep: s, facts: &remote.Facts{Packages: map[string]remote.PackageState{"haproxy": {Version: "2.0.33-1"}}}}
+	if err := l.refuse(); err == nil || !strings.Contains(err.Error(), "package haproxy on haproxy-a is 2.0.33-1, and min_version is 2.2") {
+		t.Errorf("got %v", err)
+	}
+	l.facts.Packages["haproxy"] = remote.PackageState{Candidate: "2.0.33-1"}
+	if err := l.refuse(); err == nil || !strings.Contains(err.Error(), "would be 2.0.33-1") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestHostFirewall(t *testing.T) {

@@ -38,6 +38,8 @@ type Server struct {
 	listener net.Listener
 	running  sync.WaitGroup
 
+	frozen sync.RWMutex // held while the server answers nothing
+
 	mu       sync.Mutex
 	conns    []net.Conn
 	attempts int
@@ -99,6 +101,18 @@ func (s *Server) Cut() {
 		c.Close()
 	}
 	s.conns = nil
+}
+
+// Freeze has the server answer no new command, as a machine that hangs; the
+// result ends that.
+func (s *Server) Freeze() (thaw func()) {
+	s.frozen.Lock()
+	return s.frozen.Unlock
+}
+
+func (s *Server) thawed() {
+	s.frozen.RLock()
+	defer s.frozen.RUnlock()
 }
 
 // Attempts is how often a login was tried, with whatever credential.
@@ -167,6 +181,7 @@ func (s *Server) serve(conn net.Conn) {
 	defer sc.Close()
 	go ssh.DiscardRequests(requests)
 	for c := range channels {
+		s.thawed()
 		switch c.ChannelType() {
 		case "session":
 			s.running.Go(func() { s.session(c) })
