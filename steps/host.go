@@ -296,9 +296,11 @@ func (l *hostLook) refuse() error {
 
 // writer names who wrote a file, by its first line, as far as that can be told.
 func writer(first string) string {
-	for mark, name := range map[string]string{"_version=": "Data Plane API", "Ansible": "Ansible", "Puppet": "Puppet", "puppet": "Puppet", "Chef": "Chef"} {
-		if strings.Contains(first, mark) {
-			return ", " + name
+	for _, w := range []struct{ mark, name string }{
+		{"_version=", "Data Plane API"}, {"ansible", "Ansible"}, {"puppet", "Puppet"}, {"chef", "Chef"},
+	} {
+		if strings.Contains(strings.ToLower(first), w.mark) {
+			return ", " + w.name
 		}
 	}
 	return ""
