@@ -16,7 +16,8 @@ import (
 // kubernetesModules are the Kubernetes versions that a lab can have: Go modules
 // of their own below e2e, which build to one binary that holds every component.
 var kubernetesModules = map[string]struct{ dir, version string }{
-	"1.26": {"k8s126", "v1.26.13"},
+	"1.26": {"k8s126", "v1.26.13"}, // what the first user runs
+	"1.37": {"k8s137", "v1.37.2"},
 }
 
 // BuildKubernetes returns the binary of all components of config.Kubernetes.
@@ -27,7 +28,7 @@ var kubernetesModules = map[string]struct{ dir, version string }{
 func BuildKubernetes(ctx context.Context, config Config) (string, error) {
 	module, ok := kubernetesModules[config.Kubernetes]
 	if !ok {
-		return "", fmt.Errorf("the lab has no Kubernetes %q, only 1.26", config.Kubernetes)
+		return "", fmt.Errorf("the lab has no Kubernetes %q, only 1.26 and 1.37", config.Kubernetes)
 	}
 	source, err := findSource(module.dir)
 	if err != nil {
@@ -52,7 +53,7 @@ func BuildKubernetes(ctx context.Context, config Config) (string, error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("find Kubernetes in the cache: %w", err)
 	}
-	config.Say("building Kubernetes " + module.version + " from its Go module, once: about 6 minutes on 2 cores, and half a minute to download")
+	config.Say("building Kubernetes " + module.version + " from its Go module, once: 6 to 8 minutes on 2 cores, and half a minute to download")
 	if err := os.MkdirAll(config.Cache, 0o755); err != nil {
 		return "", fmt.Errorf("build Kubernetes: %w", err)
 	}

@@ -117,7 +117,11 @@ func prepare(ctx context.Context, config Config) (Assets, error) {
 // followStart tells what the lab says while it starts, and returns when it is
 // up. ended, where given, tells that it is not going to be.
 func followStart(ctx context.Context, config Config, ended <-chan error) error {
-	err := wait(ctx, "the lab's control socket", 30*time.Second, 20*time.Millisecond, func(ctx context.Context) error {
+	limit := 30 * time.Second
+	if ended == nil { // another ftplab up is at it, and may have to build Kubernetes first
+		limit = 20 * time.Minute
+	}
+	err := wait(ctx, "the lab's control socket", limit, 20*time.Millisecond, func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", socketPath(config.Dir))
 		if err == nil {
 			return conn.Close()

@@ -39,6 +39,7 @@ var workers = []struct{ name, address string }{
 // own, and the nodes.
 type kubernetes struct {
 	dir       string // certificates, kubeconfigs, etcd's data, the audit log
+	version   string // "1.26" or "1.37"
 	binary    string // holds every component
 	images    string // archive that each node imports
 	ca        *CA

@@ -163,7 +163,7 @@ func (l *Lab) makeHosts(ca *CA) error {
 	}
 	l.kube = &kubernetes{
 		dir: filepath.Join(l.dir, "kubernetes"), sharedDir: filepath.Join(l.dir, "volumes"),
-		binary: l.assets.Kubernetes, images: l.assets.Images,
+		version: l.assets.Version, binary: l.assets.Kubernetes, images: l.assets.Images,
 		ca: ca, api: client, say: l.progress.say, cp: l.host(controlPlane),
 	}
 	if err := os.MkdirAll(l.kube.sharedDir, 0o755); err != nil {

@@ -22,6 +22,8 @@ const (
 	nodeImages = "/images.tar"
 )
 
+const containerdSocket = "unix:///run/containerd/containerd.sock"
+
 // newNode makes worker i; it is off.
 func (k *kubernetes) newNode(labDir string, names hostNames, i int) (*Host, error) {
 	w := workers[i]
@@ -158,6 +160,7 @@ func kubeletConfig(n *Host) map[string]any {
 		"authorization":                 map[string]any{"mode": "AlwaysAllow"},
 		"tlsCertFile":                   nodeConf + "/kubelet.crt",
 		"tlsPrivateKeyFile":             nodeConf + "/kubelet.key",
+		"containerRuntimeEndpoint":      containerdSocket,
 		"cgroupDriver":                  "cgroupfs",
 		"failCgroupV1":                  false, // 1.37 refuses version 1 by default, 1.26 does not know the field
 		"failSwapOn":                    false,
@@ -241,7 +244,9 @@ func (k *kubernetes) startKubelet(n *Host) error {
 	kubelet := []string{
 		nodeBinary, "kubelet", "--config=" + nodeConf + "/kubelet.json", "--kubeconfig=" + nodeConf + "/kubelet.kubeconfig",
 		"--hostname-override=" + n.Name, "--node-ip=" + n.Addresses[0].String(),
-		"--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
+	}
+	if k.version == "1.26" { // later ones read it from their configuration
+		kubelet = append(kubelet, "--container-runtime-endpoint="+containerdSocket)
 	}
 	if _, err := n.serve("kubelet", kubelet...); err != nil {
 		return err

@@ -45,17 +45,21 @@ func wait(ctx context.Context, what string, limit, interval time.Duration, try f
 	defer cancel()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	var last error
 	for {
 		err := try(ctx)
 		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil { // one that the end of the wait made says nothing
+			last = err
 		}
 		if stop := (permanent{}); errors.As(err, &stop) {
 			return fmt.Errorf("wait for %s: %w", what, stop.error)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), err)
+			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), last)
 		case <-tick.C:
 		}
 	}
