@@ -78,18 +78,6 @@ func (h *Host) Put(ctx context.Context, f File) error {
 	return nil
 }
 
-// Remove removes files; those that are not there are none of its errors.
-func (h *Host) Remove(ctx context.Context, paths ...string) error {
-	words := make([]string, len(paths))
-	for i, p := range paths {
-		words[i] = quote(p)
-	}
-	if _, err := h.Run(ctx, "rm -f -- "+strings.Join(words, " "), nil); err != nil {
-		return fmt.Errorf("remove %s: %w", strings.Join(paths, ", "), err)
-	}
-	return nil
-}
-
 // Restore puts back what Put kept of a file, or removes the file where nothing was kept.
 func (h *Host) Restore(ctx context.Context, target, kept string) error {
 	script := fmt.Sprintf(`p=%s k=%s
