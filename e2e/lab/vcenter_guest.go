@@ -245,7 +245,9 @@ func (g *guest) start(h hardware) {
 	g.hardware = h
 	m, err := startMachine(g.v.ctx, g.dir, g.ref.Value, h, g.names, g.v.config)
 	if err != nil {
-		g.v.config.Logf("vCenter: %s does not start: %v", h.name, err)
+		if g.v.ctx.Err() == nil { // else it is the end of the lab
+			g.v.config.Logf("vCenter: %s does not start: %v", h.name, err)
+		}
 		g.say(types.VirtualMachinePowerStatePoweredOff)
 		return
 	}
