@@ -31,8 +31,11 @@ var LabAddress = netip.MustParseAddr("192.0.2.2")
 // startNetworks makes the bridges and joins the lab process to Management.
 func startNetworks(ctx context.Context) error {
 	var batch strings.Builder
-	for _, n := range networks {
-		fmt.Fprintf(&batch, "link add %s type bridge forward_delay 0\nlink set %s up\n", n.Bridge, n.Bridge)
+	for i, n := range networks {
+		// With an address of its own: else a bridge takes the lowest of its
+		// ports, and whoever knew the lab process by another loses it for half a
+		// minute when a VM is plugged in.
+		fmt.Fprintf(&batch, "link add %s address 02:00:5e:00:53:%02x type bridge forward_delay 0\nlink set %s up\n", n.Bridge, i+1, n.Bridge)
 	}
 	fmt.Fprintf(&batch, "addr add %s/%d dev %s\n", LabAddress, Management.Prefix.Bits(), Management.Bridge)
 	if err := ip(ctx, "", batch.String()); err != nil {
