@@ -72,7 +72,7 @@ func command(ctx context.Context, args []string) (int, error) {
 		environment, err := lab.Environment(ctx, config.Dir)
 		for _, e := range environment {
 			name, value, _ := strings.Cut(e, "=")
-			fmt.Printf("export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
+			fmt.Fprintf(os.Stdout, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
 		}
 		return 0, err
 	case "exec":
@@ -83,20 +83,20 @@ func command(ctx context.Context, args []string) (int, error) {
 		return lab.Exec(ctx, config.Dir, rest[0], environment(), rest[2:])
 	case "fault":
 		if len(rest) == 0 {
-			fmt.Print(lab.FaultUsage())
+			fmt.Fprint(os.Stdout, lab.FaultUsage())
 			return 0, nil
 		}
 		return 0, lab.Fault(ctx, config.Dir, rest)
 	case "writes":
 		writes, err := lab.Writes(ctx, config.Dir)
 		for _, w := range writes {
-			fmt.Println(w)
+			fmt.Fprintln(os.Stdout, w)
 		}
 		return 0, err
 	case "build-kubernetes":
 		binary, err := lab.BuildKubernetes(ctx, config)
 		if err == nil {
-			fmt.Println(binary)
+			fmt.Fprintln(os.Stdout, binary)
 		}
 		return 0, err
 

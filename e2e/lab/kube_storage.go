@@ -67,7 +67,7 @@ func (k *kubernetes) makeVolumes(ctx context.Context) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make volume %s: %w", name, err)
 		}
-		if err := os.Chmod(dir, 0o777); err != nil { // any user of any pod, as fsGroup is not for host paths
+		if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // for any user of any pod: fsGroup is not for host paths
 			return fmt.Errorf("make volume %s: %w", name, err)
 		}
 		err := k.api.call(ctx, "POST", "/api/v1/persistentvolumes", map[string]any{
