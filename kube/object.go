@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -196,11 +197,12 @@ func (p *Preview) Fingerprint() string {
 	if p.Live.Kind == "Secret" {
 		return p.Live.UID + "@" + p.Live.ResourceVersion
 	}
-	h := sha256.New()
+	var b strings.Builder
 	for _, d := range p.Deltas {
-		fmt.Fprintf(h, "%s=%s\n", d.Path, d.Before)
+		fmt.Fprintf(&b, "%s=%s\n", d.Path, d.Before)
 	}
-	return fmt.Sprintf("%s@%x", p.Live.UID, h.Sum(nil)[:8])
+	sum := sha256.Sum256([]byte(b.String()))
+	return fmt.Sprintf("%s@%x", p.Live.UID, sum[:8])
 }
 
 // Before is the manifest that puts back what the apply would change or take away;

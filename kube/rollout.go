@@ -130,13 +130,14 @@ func family(reason string) string {
 // diagnose looks for what keeps the Deployment from serving. Stuck is an obstacle
 // that will not pass by itself; note is what is worth knowing meanwhile.
 func (c *Client) diagnose(ctx context.Context, d *appsv1.Deployment) (stuck *StuckError, note string, err error) {
-	if d.Status.ObservedGeneration >= d.Generation {
-		for _, x := range d.Status.Conditions {
-			failed := x.Type == appsv1.DeploymentReplicaFailure && x.Status == corev1.ConditionTrue ||
-				x.Type == appsv1.DeploymentProgressing && x.Status == corev1.ConditionFalse
-			if failed {
-				stuck = &StuckError{Ref{"Deployment", d.Namespace, d.Name}, x.Reason, x.Message}
-			}
+	if d.Status.ObservedGeneration < d.Generation {
+		return nil, "", nil // what there is to see is of the time before
+	}
+	for _, x := range d.Status.Conditions {
+		failed := x.Type == appsv1.DeploymentReplicaFailure && x.Status == corev1.ConditionTrue ||
+			x.Type == appsv1.DeploymentProgressing && x.Status == corev1.ConditionFalse
+		if failed {
+			stuck = &StuckError{Ref{"Deployment", d.Namespace, d.Name}, x.Reason, x.Message}
 		}
 	}
 	pods, err := c.pods(ctx, d)
@@ -241,9 +242,8 @@ func (c *Client) crash(ctx context.Context, p *corev1.Pod, s corev1.ContainerSta
 	if err != nil {
 		return text + "; its log cannot be read: " + err.Error()
 	}
-	defer log.Close()
 	b, err := io.ReadAll(io.LimitReader(log, 16<<10))
-	if err != nil {
+	if err = errors.Join(err, log.Close()); err != nil {
 		return text + "; its log cannot be read: " + err.Error()
 	}
 	tail := strings.Split(strings.TrimSpace(string(b)), "\n")

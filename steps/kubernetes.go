@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aymanbagabas/go-udiff"
@@ -39,12 +40,14 @@ func (e *ForeignError) Error() string {
 // Deployment and Service.
 type kubernetes struct {
 	workload
+	wanted     func() (*manifests, error) // made once: the account's checksum takes a tenth of a second
 	client     func(context.Context) (*kube.Client, error)
 	deleteData []string // claims that Absent deletes although they are kept: volume NAME or SERVICE/NAME
 }
 
 func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string) plan.Step {
-	return &kubernetes{workload{t, s}, client, deleteData}
+	w := workload{t, s}
+	return &kubernetes{w, sync.OnceValues(w.manifests), client, deleteData}
 }
 
 func (k *kubernetes) Name() string { return "kubernetes/" + k.service.Name }
@@ -57,13 +60,23 @@ func (k *kubernetes) After() []string {
 	return nil
 }
 
+// neighbours are the services of the blueprint that have objects in the
+// namespace, in its order.
+func (k *kubernetes) neighbours() []*blueprints.Service {
+	var all []*blueprints.Service
+	for _, s := range k.topology.Services {
+		if s.Server == "vsftpd" && s.Cluster == k.service.Cluster && s.Namespace == k.service.Namespace {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // firstInNamespace is the service that makes the namespace and clears away what
 // services left in it that the blueprint does not have any more.
 func (k *kubernetes) firstInNamespace() *blueprints.Service {
-	for _, s := range k.topology.Services {
-		if s.Cluster == k.service.Cluster && s.Namespace == k.service.Namespace {
-			return s
-		}
+	if all := k.neighbours(); len(all) > 0 {
+		return all[0]
 	}
 	return k.service
 }
@@ -123,7 +136,7 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 // blueprint left and would hold ports, the namespace, the objects, and what an
 // earlier blueprint left otherwise.
 func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change, error) {
-	m, err := k.manifests()
+	m, err := k.wanted()
 	if err != nil {
 		return nil, err
 	}
@@ -502,9 +515,7 @@ func (k *kubernetes) heldByStale(held map[int]kube.Holder) bool {
 // deployment's, but of a service that the blueprint has not, or not any more.
 func (k *kubernetes) stale(labels map[string]string) bool {
 	name, ok := labels[serviceLabel]
-	return ok && labels[deploymentLabel] == k.topology.ID && !slices.ContainsFunc(k.topology.Services, func(s *blueprints.Service) bool {
-		return s.Name == name && s.Cluster == k.service.Cluster && s.Namespace == k.service.Namespace
-	})
+	return ok && labels[deploymentLabel] == k.topology.ID && !slices.ContainsFunc(k.neighbours(), func(s *blueprints.Service) bool { return s.Name == name })
 }
 
 // clears tells whether this step answers for an object of our deployment with

@@ -154,13 +154,11 @@ func (f *fixture) state() string {
 			fmt.Fprintf(&b, "%s %s %s\n", kind, o.Name, o.ResourceVersion)
 		}
 	}
-	spaces, err := f.api.CoreV1().Namespaces().List(f.t.Context(), metav1.ListOptions{})
-	if err != nil {
+	space, err := f.api.CoreV1().Namespaces().Get(f.t.Context(), f.service.Namespace, metav1.GetOptions{})
+	if passing(err) != nil {
 		f.t.Fatal(err)
 	}
-	for _, o := range spaces.Items {
-		fmt.Fprintf(&b, "namespace %s %s\n", o.Name, o.ResourceVersion)
-	}
+	fmt.Fprintf(&b, "namespace %s\n", space.ResourceVersion)
 	return b.String()
 }
 
@@ -586,7 +584,7 @@ func testImage(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	_, err = apply(t.Context(), plan.Present, f.step())
+	err = f.applyAgainst(appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 1, UpdatedReplicas: 1})
 	if stuck, ok := errors.AsType[*kube.StuckError](err); !ok || stuck.Reason != "ImagePullBackOff" || !strings.Contains(err.Error(), "no such tag") {
 		t.Errorf("%v", err)
 	}
@@ -606,9 +604,20 @@ func testPodSecurity(t *testing.T, c *cluster) {
 	if !warned {
 		t.Error("the plan does not show the server's warning")
 	}
+	err := f.applyAgainst(appsv1.DeploymentStatus{ObservedGeneration: 1, Conditions: []appsv1.DeploymentCondition{{
+		Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: `pods "x" is forbidden: violates PodSecurity "restricted"`,
+	}}})
+	if err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted"`) || !strings.Contains(err.Error(), "kubectl label namespace "+f.service.Namespace) {
+		t.Errorf("%v", err)
+	}
+}
+
+// applyAgainst applies while the Deployment has this status and no other.
+func (f *fixture) applyAgainst(status appsv1.DeploymentStatus) error {
+	f.t.Helper()
 	ended := make(chan error, 1)
 	go func() {
-		_, err := apply(t.Context(), plan.Present, f.step())
+		_, err := apply(f.t.Context(), plan.Present, f.step())
 		ended <- err
 	}()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -616,16 +625,10 @@ func testPodSecurity(t *testing.T, c *cluster) {
 	for {
 		select {
 		case err := <-ended:
-			if err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted"`) || !strings.Contains(err.Error(), "kubectl label namespace "+f.service.Namespace) {
-				t.Errorf("%v", err)
-			}
-			return
+			return err
 		case <-tick.C:
-			err := f.rollout(t.Context(), "vsftpd", appsv1.DeploymentStatus{ObservedGeneration: 1, Conditions: []appsv1.DeploymentCondition{{
-				Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate", Message: `pods "x" is forbidden: violates PodSecurity "restricted"`,
-			}}})
-			if err != nil {
-				t.Fatal(err)
+			if err := f.rollout(f.t.Context(), "vsftpd", status); err != nil {
+				f.t.Fatal(err)
 			}
 		}
 	}

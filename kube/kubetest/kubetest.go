@@ -135,7 +135,7 @@ func (s *Server) waitReady() {
 	s.t.Helper()
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(s.authority.pem)
-	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true}}
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -149,12 +149,16 @@ func (s *Server) waitReady() {
 			s.t.Fatalf("kube-apiserver is not ready after 90 s: %v\n%s", last, s.process.tail())
 		case <-tick.C:
 		}
-		reply, err := client.Get(s.URL + "/readyz")
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/readyz", nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		reply, err := client.Do(request)
 		if err != nil {
 			last = err
 			continue
 		}
-		reply.Body.Close()
+		_ = reply.Body.Close() // nothing in it is read
 		if reply.StatusCode == http.StatusOK {
 			return
 		}
@@ -181,12 +185,11 @@ func (s *Server) run(name string, args ...string) *process {
 	}
 	go func() {
 		defer close(p.done)
-		defer log.Close()
 		// The parent-death signal is sent when the thread that started the child
 		// ends, so that thread is kept until then.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		c := exec.Command(args[0], args[1:]...)
+		c := exec.CommandContext(context.Background(), args[0], args[1:]...)
 		c.Stdout, c.Stderr = log, log
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		err := c.Start()
@@ -197,6 +200,7 @@ func (s *Server) run(name string, args ...string) *process {
 		if err == nil {
 			p.err = c.Wait()
 		}
+		p.err = errors.Join(p.err, log.Close())
 	}()
 	if err := <-p.started; err != nil {
 		s.t.Fatalf("start %s: %v", name, err)
