@@ -29,7 +29,6 @@ import (
 type Host struct {
 	Name      string
 	Addresses []netip.Addr
-	NICs      []NIC
 
 	dir   string // hosts/NAME of the lab's directory
 	spec  hostSpec
