@@ -422,7 +422,7 @@ func (l *loader) group(b *block) {
 		SELinux:      b.word("selinux", "manage", "leave"),
 		HAProxy: HAProxy{
 			Package:       packageOf(h, "haproxy"),
-			MinVersion:    take(h, "min_version", textType, "2.2", parsed(parseVersion)),
+			MinVersion:    take(h, "min_version", textType, "2.4", parsed(parseVersion)),
 			MaxSessions:   h.int("max_sessions", 4096, 10, 1<<20),
 			Layout:        h.word("layout", "compact"),
 			Connect:       t.atLeast("connect", 5*time.Second, 100*time.Millisecond),

@@ -5,7 +5,6 @@ go 1.26.0
 require (
 	github.com/ftpdeploy/ftpdeploy v0.0.0
 	github.com/vmware/govmomi v0.56.0
-	golang.org/x/crypto v0.58.0
 	golang.org/x/sys v0.49.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2

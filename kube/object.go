@@ -104,7 +104,7 @@ func newLive(r Ref, m metav1.Object, content map[string]any) (*Live, error) {
 			g.Time = f.Time.UTC()
 		}
 		if f.FieldsV1 != nil {
-			if err := json.Unmarshal(f.FieldsV1.Raw, &g.fields); err != nil {
+			if err := json.Unmarshal(f.FieldsV1.GetRawBytes(), &g.fields); err != nil {
 				return nil, fmt.Errorf("read who manages %s: %w", r, err)
 			}
 		}
@@ -251,9 +251,9 @@ func (c *Client) Apply(ctx context.Context, o Object, force bool) (*Live, error)
 	what := "apply " + o.Ref().String()
 	live, err := c.patch(ctx, what, o, force, false)
 	if wantsRecreate(err) {
-		clear := []byte(`{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}`)
+		recreate := []byte(`{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}`)
 		_, err = c.objects.Resource(kinds["Deployment"]).Namespace(o.Ref().Namespace).
-			Patch(ctx, o.Ref().Name, types.StrategicMergePatchType, clear, metav1.PatchOptions{FieldManager: FieldManager})
+			Patch(ctx, o.Ref().Name, types.StrategicMergePatchType, recreate, metav1.PatchOptions{FieldManager: FieldManager})
 		if err != nil {
 			return nil, c.explain(what, err)
 		}

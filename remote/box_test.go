@@ -113,7 +113,7 @@ func TestFindTellsWhatItCannotTell(t *testing.T) {
 // TestCostOfANoOpPlan holds what one look at a box that is as it should be costs
 // the network, the handshake and the login included: 12 turns and 16 KiB.
 func TestCostOfANoOpPlan(t *testing.T) {
-	cost := func(t *testing.T, c Config, b *sshtest.Box, d Daemon) {
+	cost := func(t *testing.T, c Config, b *sshtest.Box) {
 		text := []byte("# ftpdeploy deployment=lab\n" + strings.Repeat(b.Config("x"), 12))
 		first := enter(t, c)
 		q := Query{
@@ -154,12 +154,12 @@ func TestCostOfANoOpPlan(t *testing.T) {
 		}
 	}
 	t.Run("in process", func(t *testing.T) {
-		b, _, d := startBox(t)
-		cost(t, config(b.Server), b, d)
+		b, _, _ := startBox(t)
+		cost(t, config(b.Server), b)
 	})
 	t.Run("OpenSSH", func(t *testing.T) {
-		b, _, d := startBox(t)
-		cost(t, realSSHD(t, b.Env), b, d)
+		b, _, _ := startBox(t)
+		cost(t, realSSHD(t, b.Env), b)
 	})
 }
 

@@ -83,7 +83,7 @@ func Dial(ctx context.Context, c Config) (*Host, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no login within %v", timeout))
 	defer cancel()
 
-	login, err := newLogin(c)
+	login, err := newLogin(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("enter %s: %w", h.name, err)
 	}
@@ -119,7 +119,7 @@ func Dial(ctx context.Context, c Config) (*Host, error) {
 	h.client, h.ended = ssh.NewClient(sc, channels, requests), make(chan struct{})
 	go func() {
 		defer close(h.ended)
-		h.client.Wait() // how it ended is told to those who use it
+		_ = h.client.Wait() // how it ended is told to those who use it
 	}()
 	return h, nil
 }

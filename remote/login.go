@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,11 +18,11 @@ type login struct {
 	agent   net.Conn // nil = none
 }
 
-func newLogin(c Config) (*login, error) {
+func newLogin(ctx context.Context, c Config) (*login, error) {
 	l := &login{}
 	var signers []ssh.Signer
 	if c.AgentSocket != "" {
-		conn, err := net.Dial("unix", c.AgentSocket)
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.AgentSocket)
 		if err != nil {
 			return nil, fmt.Errorf("ask the SSH agent: %w", err)
 		}

@@ -100,7 +100,7 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 		// A write fails only when the command is over, and then its exit status tells more.
 		defer in.Close()
 		if asks {
-			io.WriteString(in, h.sudoPwd+"\n")
+			_, _ = io.WriteString(in, h.sudoPwd+"\n")
 			// Wait for the shell: sudo would take the script's lines for further passwords.
 			select {
 			case <-stderr.started:
@@ -110,15 +110,15 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 				return
 			}
 		}
-		io.WriteString(in, mark+"\n"+strings.TrimSuffix(script, "\n")+"\n"+mark+"\n")
-		in.Write(stdin)
+		_, _ = io.WriteString(in, mark+"\n"+strings.TrimSuffix(script, "\n")+"\n"+mark+"\n")
+		_, _ = in.Write(stdin)
 	}()
 
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		session.Signal(ssh.SIGTERM)
-		session.Close()
+		_ = session.Signal(ssh.SIGTERM) // what it does not end, hanging up does
+		_ = session.Close()
 		select {
 		case <-ended:
 		case <-time.After(hangUpGrace):

@@ -155,15 +155,15 @@ func TestHostRepairsDrift(t *testing.T) {
 		{"keepalived killed", ">keepalived.service", func(*testing.T) { p.Kill("keepalived") }},
 		{
 			"not started at boot", "~keepalived.service enabled",
-			func(t *testing.T) { os.Remove(filepath.Join(filepath.Dir(p.Root), "enabled", "keepalived")) },
+			func(_ *testing.T) { os.Remove(filepath.Join(filepath.Dir(p.Root), "enabled", "keepalived")) },
 		},
 		{
 			"script made unusable", "~" + proxy.CheckPath,
-			func(t *testing.T) { os.Chmod(filepath.Join(p.Root, proxy.CheckPath), 0o600) },
+			func(_ *testing.T) { os.Chmod(filepath.Join(p.Root, proxy.CheckPath), 0o600) },
 		},
 		{
 			"script gone", "+" + proxy.CheckPath,
-			func(t *testing.T) { os.Remove(filepath.Join(p.Root, proxy.CheckPath)) },
+			func(_ *testing.T) { os.Remove(filepath.Join(p.Root, proxy.CheckPath)) },
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

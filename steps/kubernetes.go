@@ -267,7 +267,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 	}
 	change := plan.Change{
 		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Effect: plan.NoEffect,
-		From: p.Fingerprint(), Want: want, Do: k.applying(c, o, false),
+		From: p.Fingerprint(), Want: want, Do: k.applying(c, o),
 	}
 	var taken []kube.Delta
 	for _, d := range p.Deltas {
@@ -284,7 +284,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 	}
 	change.Detail.Fields = append(change.Detail.Fields, warningFields(p.Warnings)...)
 	if live.Kind != "PersistentVolumeClaim" { // a claim only grows
-		change.Undo = func(ctx context.Context) error { return k.applying(c, p.Before(), false)(ctx, func(string) {}) }
+		change.Undo = func(ctx context.Context) error { return k.applying(c, p.Before())(ctx, func(string) {}) }
 	}
 	return []plan.Change{change}, nil
 }
@@ -303,7 +303,7 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 	return plan.Change{
 		Action: plan.Create, Target: target, Reason: "not there", Effect: plan.NoEffect, Want: want,
 		Detail: plan.Diff{Unified: udiff.Unified("/dev/null", target, "", text)},
-		Do:     k.applying(c, o, true),
+		Do:     k.applying(c, o),
 		Undo: func(ctx context.Context) error {
 			live, err := find(ctx, c, o.Ref())
 			if err != nil || live == nil || !k.mine(live) {
@@ -315,7 +315,7 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 }
 
 // applying writes an object and, where it is a Deployment, waits until it serves.
-func (k *kubernetes) applying(c *kube.Client, o kube.Object, create bool) func(context.Context, func(string)) error {
+func (k *kubernetes) applying(c *kube.Client, o kube.Object) func(context.Context, func(string)) error {
 	return func(ctx context.Context, report func(string)) error {
 		// By force: what others set of the fields that we own was shown as drift.
 		if _, err := c.Apply(ctx, o, true); err != nil {

@@ -391,7 +391,8 @@ func testDrift(t *testing.T, c *cluster) {
 			"metadata.labels[app.kubernetes.io/name]", "", "vsftpd", "metadata.labels[app.kubernetes.io/name] differs",
 		},
 		{
-			kube.Ref{Kind: "Namespace", Name: f.service.Namespace}, `{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"restricted"}}}`,
+			kube.Ref{Kind: "Namespace", Name: f.service.Namespace},
+			`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"restricted"}}}`,
 			"metadata.labels[pod-security.kubernetes.io/enforce]", "restricted", "baseline", "restricted by kubectl-edit at ",
 		},
 	} {

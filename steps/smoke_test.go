@@ -153,12 +153,12 @@ func TestSmokeNamesTheBrokenHop(t *testing.T) {
 			o.Names, o.Holder = []string{"standby"}, held(top.Boxes[0])
 			return top
 		}, []string{`smoke "standby" at 127.0.7.12:PORT (lb "haproxy-b"): epsv connect: `, `connection refused`}},
-		{"the holder is not known", func(t *testing.T, o *SmokeOptions) *blueprints.Topology {
+		{"the holder is not known", func(_ *testing.T, o *SmokeOptions) *blueprints.Topology {
 			o.Names = []string{"standby"}
 			o.Holder = func(context.Context, *blueprints.VIP) (*blueprints.Box, error) { return nil, errors.New("no facts") }
 			return smokeAt(nobody, nobody+1)
 		}, []string{`smoke "standby": find the box that holds vip "ftp": no facts`}},
-		{"the standby has no address of its own for it", func(t *testing.T, o *SmokeOptions) *blueprints.Topology {
+		{"the standby has no address of its own for it", func(_ *testing.T, o *SmokeOptions) *blueprints.Topology {
 			top := smokeAt(nobody, nobody+1)
 			earlier := *top.Services[0]
 			earlier.Name = "earlier"

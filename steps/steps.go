@@ -32,20 +32,32 @@ func (l *Live) List(ctx context.Context) ([]plan.Step, error) {
 	}
 	t := l.topology
 	var list []plan.Step
-	for _, b := range t.Boxes {
-		if b.Created() {
-			list = append(list, newVM(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+	var made []*blueprints.Box // the boxes that ftpdeploy makes, in the order in which they may go down
+	for _, h := range seen.hosts {
+		if h.box.Created() {
+			made = append(made, h.box)
 		}
 	}
+	standing := "" // a VM that is there already goes down, if it must, after the one before is back
+	for _, b := range made {
+		var after []string
+		if standing != "" {
+			after = []string{standing}
+		}
+		vm := newVM(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter], after...)
+		if h, err := seen.inventories[b.Site.VCenter].VM(t.ID, b.Name); err == nil && h != nil {
+			standing = vm.Name()
+		}
+		list = append(list, vm)
+	}
 	for _, g := range t.Groups {
-		if b := g.Boxes[0]; b.Created() {
+		if i := slices.IndexFunc(g.Boxes, (*blueprints.Box).Created); i >= 0 {
+			b := g.Boxes[i]
 			list = append(list, newPlacement(t, g, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
 		}
 	}
-	for _, b := range t.Boxes {
-		if b.Created() {
-			list = append(list, newPower(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
-		}
+	for _, b := range made {
+		list = append(list, newPower(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
 	}
 	for _, h := range seen.hosts {
 		list = append(list, h)

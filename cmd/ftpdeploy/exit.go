@@ -35,7 +35,7 @@ func message(err error) string {
 
 // unreachable are the errors of targets that cannot be reached, entered or trusted.
 var unreachable = []error{
-	vsphere.ErrUnreachable, vsphere.ErrUntrusted, vsphere.ErrLogin,
+	vsphere.ErrUnreachable, vsphere.ErrUntrusted, vsphere.ErrLogin, vsphere.ErrHostKeys,
 	remote.ErrUnreachable, remote.ErrHostKey, remote.ErrAuth, remote.ErrSudo,
 	kube.ErrUnreachable, kube.ErrAuth,
 }

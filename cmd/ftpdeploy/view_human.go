@@ -100,8 +100,8 @@ func (h *human) change(c planChange) {
 	}
 	fmt.Fprintln(h.out, head)
 	for _, f := range c.Diff {
-		switch {
-		case f.Before == "":
+		switch f.Before {
+		case "":
 			fmt.Fprintf(h.out, "      %s: %s\n", f.Path, f.After)
 		default:
 			fmt.Fprintf(h.out, "      %s: %s -> %s\n", f.Path, f.Before, f.After)

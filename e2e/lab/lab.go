@@ -27,9 +27,9 @@ import (
 // root on this machine may read them, and nobody else reaches the lab.
 const (
 	vcenterUser     = "administrator@vsphere.local"
-	vcenterPassword = "lab-Vcenter-b61f" //nolint:gosec // see above
-	sudoPassword    = "lab-Sudo-83da"    //nolint:gosec // see above
-	ftpPassword     = "lab-Ftp-5c07"     //nolint:gosec // see above
+	vcenterPassword = "lab-Vcenter-b61f"
+	sudoPassword    = "lab-Sudo-83da"
+	ftpPassword     = "lab-Ftp-5c07"
 )
 
 // Assets are the large things that a lab stands on. They are made outside the

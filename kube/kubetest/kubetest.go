@@ -40,7 +40,7 @@ type Server struct {
 // multi-call Kubernetes binary; a test without it fails.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	binary := os.Getenv("FTPDEPLOY_K8S") //nolint:forbidigo // a test says by it where the server is
+	binary := os.Getenv("FTPDEPLOY_K8S")
 	if binary == "" {
 		t.Fatal("FTPDEPLOY_K8S does not name a Kubernetes binary: run `make test`, which builds it and sets the variable")
 	}

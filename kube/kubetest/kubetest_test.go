@@ -9,7 +9,8 @@ import (
 func TestServer(t *testing.T) {
 	s := Start(t)
 	s.Stop()
-	if _, err := http.Get(s.URL + "/readyz"); err == nil {
+	if r, err := http.Get(s.URL + "/readyz"); err == nil {
+		r.Body.Close()
 		t.Fatal("the server answers after Stop")
 	}
 	s.Restart() // fails the test unless the server is ready

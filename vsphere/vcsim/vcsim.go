@@ -28,7 +28,7 @@ import (
 // What the inventory holds.
 const (
 	Username   = "administrator@vsphere.local"
-	Password   = "S3cret!-vcsim" //nolint:gosec // of the simulator alone
+	Password   = "S3cret!-vcsim"
 	Datacenter = "DC0"
 	Cluster    = "DC0_C0" // of four hosts, two in each of HostGroups
 	Pool       = "infra"

@@ -138,7 +138,7 @@ func FreePorts(t testing.TB, n int) int {
 func ListenRow(t testing.TB, n int) []net.Listener {
 	t.Helper()
 	for range 100 {
-		first := 20000 + rand.IntN(10000) //nolint:gosec // no secret: any free port will do
+		first := 20000 + rand.IntN(10000)
 		var row []net.Listener
 		for p := first; p < first+n; p++ {
 			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", fmt.Sprintf(":%d", p))
