@@ -94,8 +94,11 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 		return nil, context.Cause(ctx)
 	}
 
-	ended := make(chan error, 1)
-	go func() { ended <- session.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		err = session.Wait()
+		close(ended)
+	}()
 	go func() {
 		// A write fails only when the command is over, and then its exit status tells more.
 		defer in.Close()
@@ -115,7 +118,7 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 	}()
 
 	select {
-	case err = <-ended:
+	case <-ended:
 	case <-ctx.Done():
 		_ = session.Signal(ssh.SIGTERM) // what it does not end, hanging up does
 		_ = session.Close()
