@@ -107,13 +107,14 @@ type observer struct {
 	*deployment
 	mu      sync.Mutex
 	started map[string]time.Time // target -> when its change began
-	done    map[string]bool      // targets that were changed
+	done    map[string]bool      // step + target: changed
+	broken  map[string]bool      // step + target: begun, and ended by an error
 	ids     map[string]string    // step + target -> id of the planned change
 }
 
 // observe readies the deployment for the application of p.
 func (d *deployment) observe(p *plan.Plan) *observer {
-	o := &observer{deployment: d, started: map[string]time.Time{}, done: map[string]bool{}, ids: map[string]string{}}
+	o := &observer{deployment: d, started: map[string]time.Time{}, done: map[string]bool{}, broken: map[string]bool{}, ids: map[string]string{}}
 	var acting []int
 	n := 0
 	for i, e := range p.Entries {
@@ -154,11 +155,13 @@ func (o *observer) change(e plan.Event) {
 		o.started[key] = o.now()
 	}
 	elapsed := o.now().Sub(o.started[key])
-	if e.Kind == plan.ChangeDone {
+	switch e.Kind {
+	case plan.ChangeDone:
 		o.done[key] = true
-	}
-	if e.Kind == plan.ChangeDone || e.Kind == plan.ChangeFailed {
-		o.changed++ // a failed change may have reached its target
+		o.changed++
+	case plan.ChangeFailed:
+		o.broken[key] = true
+		o.changed++ // it may have reached its target
 	}
 	o.mu.Unlock()
 	a := action{
@@ -180,25 +183,37 @@ func (o *observer) change(e plan.Event) {
 	o.emit(event{level: level, msg: msg, data: a})
 }
 
-// undone says, after an error, what was changed and what was not.
+// undone says, after an error, what was changed, what may be half changed, and
+// what was not touched.
 func (o *observer) undone(p *plan.Plan) string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var done, not []string
+	var done, broken, not []string
 	for _, e := range p.Entries {
 		for _, c := range e.Changes {
-			if o.done[e.Step.Name()+c.Target] {
+			switch key := e.Step.Name() + c.Target; {
+			case o.done[key]:
 				done = append(done, c.Target)
-			} else {
+			case o.broken[key]:
+				broken = append(broken, c.Target)
+			default:
 				not = append(not, c.Target)
 			}
 		}
 	}
-	if len(done) == 0 {
+	if len(done)+len(broken) == 0 {
 		return "\nNothing was changed."
 	}
-	return fmt.Sprintf("\nChanged: %s.\nNot changed: %s.\nRun again when the cause is gone: the next plan starts from what is there.",
-		strings.Join(done, ", "), strings.Join(not, ", "))
+	text := ""
+	for _, part := range []struct {
+		what    string
+		targets []string
+	}{{"Changed", done}, {"Begun, and perhaps changed", broken}, {"Not changed", not}} {
+		if len(part.targets) > 0 {
+			text += fmt.Sprintf("\n%s: %s.", part.what, strings.Join(part.targets, ", "))
+		}
+	}
+	return text + "\nRun again when the cause is gone: the next plan starts from what is there."
 }
 
 // outputs prints the blueprint's outputs.

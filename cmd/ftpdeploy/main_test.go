@@ -91,6 +91,46 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// TestSummaryOfAFailedApply holds that a change that broke off counts neither as
+// made nor as not made: a Deployment that cannot pull its image was replaced.
+func TestSummaryOfAFailedApply(t *testing.T) {
+	boom := errors.New("boom")
+	act := func(target string, err error) plan.Change {
+		return plan.Change{
+			Action: plan.Run, Target: target, Reason: "test",
+			Do: func(context.Context, func(string)) error { return err },
+		}
+	}
+	for _, tt := range []struct {
+		changes []plan.Change
+		want    string
+	}{
+		{[]plan.Change{act("one", boom)}, "Begun, and perhaps changed: one.\nRun again"},
+		{[]plan.Change{act("one", nil), act("two", boom), act("three", nil)},
+			"Changed: one.\nBegun, and perhaps changed: two.\nNot changed: three.\nRun again"},
+	} {
+		p, err := plan.Make(t.Context(), plan.Present, []plan.Step{step(tt.changes)}, plan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &app{emit: func(event) {}, now: time.Now}
+		o := (&deployment{app: a}).observe(p)
+		if err := p.Apply(t.Context(), nil); !errors.Is(err, boom) {
+			t.Fatalf("apply: %v", err)
+		}
+		if got := strings.TrimSpace(o.undone(p)); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("the summary is %q, want %q", got, tt.want)
+		}
+	}
+}
+
+// step is one that always wants its changes.
+type step []plan.Change
+
+func (s step) Name() string                                           { return "step/test" }
+func (s step) After() []string                                        { return nil }
+func (s step) Plan(context.Context, plan.Goal) ([]plan.Change, error) { return s, nil }
+
 // TestApplyOutputIsInListOrder ends the steps in another order than the list's.
 func TestApplyOutputIsInListOrder(t *testing.T) {
 	var out, err strings.Builder
