@@ -106,8 +106,10 @@ func TestSummaryOfAFailedApply(t *testing.T) {
 		want    string
 	}{
 		{[]plan.Change{act("one", boom)}, "Begun, and perhaps changed: one.\nRun again"},
-		{[]plan.Change{act("one", nil), act("two", boom), act("three", nil)},
-			"Changed: one.\nBegun, and perhaps changed: two.\nNot changed: three.\nRun again"},
+		{
+			[]plan.Change{act("one", nil), act("two", boom), act("three", nil)},
+			"Changed: one.\nBegun, and perhaps changed: two.\nNot changed: three.\nRun again",
+		},
 	} {
 		p, err := plan.Make(t.Context(), plan.Present, []plan.Step{step(tt.changes)}, plan.Options{})
 		if err != nil {
