@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,11 +23,11 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/vsphere"
 )
 
-// List observes the targets once and returns the steps of the deployment: its
-// table of contents. Each step's first Plan takes what was observed here; later
-// ones look again.
-func (l *Live) List(ctx context.Context) ([]plan.Step, error) {
-	seen, err := l.observe(ctx)
+// List observes the targets once, as far as goal needs them, and returns the
+// steps of the deployment: its table of contents. Each step's first Plan takes
+// what was observed here; later ones look again.
+func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
+	seen, err := l.observe(ctx, goal)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +77,7 @@ type sighting struct {
 	hosts       []*hostStep // in the order in which the boxes may be changed
 }
 
-func (l *Live) observe(ctx context.Context) (*sighting, error) {
+func (l *Live) observe(ctx context.Context, goal plan.Goal) (*sighting, error) {
 	seen := &sighting{inventories: map[*blueprints.VCenter]*vsphere.Inventory{}}
 	workers := map[*blueprints.Cluster][]netip.Addr{}
 	// The look at a target writes its result into a variable of its own.
@@ -98,8 +99,9 @@ func (l *Live) observe(ctx context.Context) (*sighting, error) {
 		})
 	}
 	nodes := make([][]netip.Addr, len(l.topology.Clusters))
+	enters := slices.ContainsFunc(l.topology.Boxes, func(b *blueprints.Box) bool { return entered(b, goal) })
 	for i, c := range l.topology.Clusters {
-		if nodes[i] = c.Workers; c.WorkerSelector == "" {
+		if nodes[i] = c.Workers; c.WorkerSelector == "" || !enters {
 			continue
 		}
 		looks = append(looks, func(ctx context.Context) error {
@@ -119,7 +121,30 @@ func (l *Live) observe(ctx context.Context) (*sighting, error) {
 	for i, c := range l.topology.Clusters {
 		workers[c] = nodes[i]
 	}
-	return seen, l.observeHosts(ctx, seen, workers)
+	l.expectBoots(seen)
+	return seen, l.observeHosts(ctx, goal, seen, workers)
+}
+
+// entered tells whether goal needs a look into a box. One that ftpdeploy made
+// goes as a whole, whatever is in it, and also when it does not answer any more.
+func entered(b *blueprints.Box, goal plan.Goal) bool { return goal == plan.Present || !b.Created() }
+
+// expectBoots has the machines that were powered on a moment ago given time to
+// boot: by a run that was broken off, or by hand. What is wrong with a VM is said
+// by its own step.
+func (l *Live) expectBoots(seen *sighting) {
+	for _, b := range l.topology.Boxes {
+		if !b.Created() {
+			continue
+		}
+		vm, err := seen.inventories[b.Site.VCenter].VM(l.topology.ID, b.Name)
+		if err != nil || vm == nil || !vm.On || vm.Booted.IsZero() {
+			continue
+		}
+		if time.Since(vm.Booted).Abs() < bootBound { // vCenter's clock may be ahead of ours
+			l.hosts[b].fresh = true
+		}
+	}
 }
 
 // together runs all looks at the same time and joins what they have to say.
@@ -158,7 +183,7 @@ func (l *Live) workers(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr
 
 // observeHosts makes the host steps with what their boxes look like now. Where a
 // box of a group holds a VIP, the ones that hold none are changed before it.
-func (l *Live) observeHosts(ctx context.Context, seen *sighting, workers map[*blueprints.Cluster][]netip.Addr) error {
+func (l *Live) observeHosts(ctx context.Context, goal plan.Goal, seen *sighting, workers map[*blueprints.Cluster][]netip.Addr) error {
 	var looks []func(context.Context) error
 	for _, g := range l.topology.Groups {
 		for _, b := range g.Boxes {
@@ -169,7 +194,9 @@ func (l *Live) observeHosts(ctx context.Context, seen *sighting, workers map[*bl
 			}
 			h := newHost(l.topology, g, b, func(ctx context.Context) (*remote.Host, error) { return l.host(ctx, b) }, files, nil, after)
 			seen.hosts = append(seen.hosts, h)
-			looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
+			if entered(b, goal) {
+				looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
+			}
 		}
 	}
 	if err := together(ctx, looks); err != nil {

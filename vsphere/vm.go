@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/vmware/govmomi/object"
@@ -81,10 +82,11 @@ func instanceUUID(deployment, name string) string {
 
 // VM is a machine of ours as it was when it was read.
 type VM struct {
-	Name       string // may have been renamed
-	On         bool   // suspended counts as off
-	Tools      string // guest.toolsRunningStatus: guestToolsRunning, guestToolsNotRunning, guestToolsExecutingScripts
-	NICs       []Card // in the order that they were added in
+	Name       string    // may have been renamed
+	On         bool      // suspended counts as off
+	Booted     time.Time // of its last power-on, by vCenter's clock; zero = not known
+	Tools      string    // guest.toolsRunningStatus: guestToolsRunning, guestToolsNotRunning, guestToolsExecutingScripts
+	NICs       []Card    // in the order that they were added in
 	HostKeys   []string
 	Published  []string // host keys that the guest claims; nothing trusts them before they are pinned
 	reference  ref
@@ -155,6 +157,9 @@ func newVM(deployment, name string, r ref, m *mo.VirtualMachine) (*VM, error) {
 		Name: m.Name, On: m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn,
 		HostKeys: splitKeys(extra[pinnedKeys]), Published: splitKeys(extra[PublishedHostKeys]),
 		reference: r, host: m.Runtime.Host, properties: m,
+	}
+	if at := m.Summary.Runtime.BootTime; at != nil {
+		vm.Booted = *at
 	}
 	addresses := map[string][]netip.Addr{}
 	if m.Guest != nil {

@@ -95,7 +95,7 @@ func (d *deployment) plan(ctx context.Context, goal plan.Goal) (*plan.Plan, erro
 	defer cancel()
 	start := d.now()
 	d.emit(event{level: "info", msg: "Looking at " + d.targets() + " …", data: progress{}})
-	list, err := d.live.List(ctx)
+	list, err := d.live.List(ctx, goal)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,81 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/remote"
+)
+
+// dead has the boxes of the pair lead to an SSH port that hangs up on all who
+// come, and returns what happens there: one value each time.
+func (p *pair) dead(t *testing.T) <-chan struct{} {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	came := make(chan struct{}, 100)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+			came <- struct{}{}
+		}
+	}()
+	for _, b := range p.topology.Boxes {
+		b.Address = netip.MustParseAddr("127.0.0.1")
+		b.SSH.Port = listener.Addr().(*net.TCPAddr).Port
+		b.SSH.Password = blueprints.NewSecret("secret")
+	}
+	return came
+}
+
+func (p *pair) live() *Live {
+	return Open(p.topology, Options{Env: func(string) (string, bool) { return "", false }})
+}
+
+// Machines that do not answer any more can be destroyed: they go as a whole.
+func TestDestroyDoesNotEnterWhatItRemoves(t *testing.T) {
+	p := newPair(t)
+	p.up(t)
+	came := p.dead(t)
+	list, err := p.live().List(t.Context(), plan.Absent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changes, err := apply(t.Context(), plan.Absent, list...); err != nil || len(changes) == 0 {
+		t.Errorf("%+v, %v", changes, err)
+	}
+	if len(came) > 0 {
+		t.Error("a machine was entered before it was destroyed")
+	}
+}
+
+// A machine that a run powered on before it was killed is given time to boot by
+// the next one.
+func TestBootIsWaitedForByTheNextRun(t *testing.T) {
+	p := newPair(t)
+	p.up(t)
+	came := p.dead(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for range 2 * len(p.topology.Boxes) {
+			<-came
+		}
+		cancel()
+	}()
+	if _, err := p.live().List(ctx, plan.Present); !errors.Is(err, context.Canceled) || errors.Is(err, remote.ErrUnreachable) {
+		t.Errorf("got %v, want a second try that is cancelled", err)
+	}
+}
