@@ -151,7 +151,7 @@ for try in 1 2 3; do
 	IFS= read -r given || { echo "sudo: no password was provided" >&2; exit 1; }
 	echo "$given" >>"$FAKE_SUDO_LOG"
 	[ "$given" != "$FAKE_SUDO" ] || exec "$@"
-	echo 'Sorry, try again.' >&2
+	printf 'Sorry, try again.\n\n' >&2
 done
 echo 'sudo: 3 incorrect password attempts' >&2
 exit 1
@@ -193,6 +193,9 @@ func TestSudo(t *testing.T) {
 				if !strings.Contains(err.Error(), w) {
 					t.Errorf("%q does not say %q", err, w)
 				}
+			}
+			if test.want != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("what sudo says is not on one line: %q", err)
 			}
 			if strings.Contains(err.Error(), password) || strings.Contains(fmt.Sprint(s.Commands()), password) {
 				t.Error("the password is in the error or in the arguments")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -154,7 +155,7 @@ func (h *Host) verdict(err error, stderr *watcher) error {
 		if h.sudoPwd != "" {
 			advice = fmt.Sprintf("check become_password, and that the sudoers (visudo) hold: %s ALL=(ALL) ALL", h.user)
 		}
-		return fmt.Errorf("%w: `sudo sh` as user %q: %s: %s", ErrSudo, h.user, tail(text), advice)
+		return fmt.Errorf("%w: `sudo sh` as user %q: %s: %s", ErrSudo, h.user, oneLine(text), advice)
 	}
 	e := &ExitError{Status: exit.ExitStatus(), Signal: exit.Signal(), Stderr: tail(text)}
 	if e.Signal != "" {
@@ -214,6 +215,12 @@ func tail(s string) string {
 		lines = lines[n:]
 	}
 	return strings.Join(lines, "\n")
+}
+
+// oneLine is the end of s without its empty lines.
+func oneLine(s string) string {
+	lines := slices.DeleteFunc(strings.Split(tail(s), "\n"), func(l string) bool { return strings.TrimSpace(l) == "" })
+	return strings.Join(lines, "; ")
 }
 
 // quote makes s one word of a shell command.
