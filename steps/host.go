@@ -28,6 +28,12 @@ var (
 	ErrForeign = errors.New("is not ours")
 )
 
+// darkError is ErrAbsent for a machine that exists: nobody can tell what is in it.
+type darkError string
+
+func (e darkError) Error() string { return string(e) }
+func (darkError) Unwrap() error   { return ErrAbsent }
+
 // What the step keeps on a box, beside what it installs.
 const (
 	stateDir    = "/var/lib/ftpdeploy"
@@ -90,6 +96,8 @@ func (s *hostStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, err
 	}
 	facts, err := s.observe(ctx, files)
 	absent := errors.Is(err, ErrAbsent)
+	var dark darkError
+	exists := errors.As(err, &dark)
 	switch {
 	case absent && goal == plan.Absent:
 		return nil, nil
@@ -109,6 +117,9 @@ func (s *hostStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, err
 	if absent {
 		for i := range changes {
 			changes[i].From = plan.Unseen
+			if exists {
+				changes[i].Reason = "unless it is so already: nobody can look, " + dark.Error()
+			}
 		}
 	}
 	return changes, err

@@ -270,6 +270,27 @@ func TestHostBeforeItsMachine(t *testing.T) {
 	}
 }
 
+// A machine that is off is not taken for an empty one: what is in it cannot be told.
+func TestHostThatIsOff(t *testing.T) {
+	p := startHost(t)
+	reaches(t, p, plan.Present)
+	enter := p.hostStep.connect
+	p.hostStep.connect = func(context.Context) (*remote.Host, error) { return nil, darkError("the machine is off") }
+	changes := planOnly(t, p, plan.Present)
+	if len(changes) == 0 {
+		t.Error("nothing is planned for a machine that nobody can look into")
+	}
+	for _, c := range changes {
+		if c.Reason != "unless it is so already: nobody can look, the machine is off" {
+			t.Errorf("%s: because %s", c.Target, c.Reason)
+		}
+	}
+	p.hostStep.connect = enter
+	if changes := planOnly(t, p, plan.Present); len(changes) > 0 {
+		t.Errorf("it is as it should be, and %s is planned", targets(changes))
+	}
+}
+
 func TestHostOfOursGoesAsAWhole(t *testing.T) {
 	p := startHost(t)
 	p.box.Site = &blueprints.Site{}

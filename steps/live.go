@@ -171,24 +171,41 @@ func (l *Live) enter(ctx context.Context, b *blueprints.Box) (*remote.Host, erro
 		return nil, err
 	}
 	if before := l.hosts[b]; !before.fresh && !before.made {
-		return remote.Dial(ctx, c)
+		h, err := remote.Dial(ctx, c)
+		return h, advised(b, err)
 	}
 	bounded, cancel := context.WithTimeout(ctx, bootBound)
 	defer cancel()
 	for {
 		h, err := remote.Dial(bounded, c)
 		if err == nil || !errors.Is(err, remote.ErrUnreachable) {
-			return h, err
+			return h, advised(b, err)
 		}
 		select {
 		case <-bounded.Done():
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			return nil, fmt.Errorf("wait %s for SSH of a machine that just came up: %w", bootBound, err)
+			return nil, advised(b, fmt.Errorf("wait %s for SSH of a machine that just came up: %w", bootBound, err))
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// advised adds to the error of entering a machine that ftpdeploy made what can be
+// done about it.
+func advised(b *blueprints.Box, err error) error {
+	switch {
+	case !b.Created():
+		return err
+	case errors.Is(err, remote.ErrHostKey):
+		return fmt.Errorf("%w. Nothing was sent to it. If its keys were changed on purpose, reboot it: "+
+			"it then publishes them to vCenter, and the next plan says how to accept them", err)
+	case errors.Is(err, remote.ErrUnreachable):
+		return fmt.Errorf("%w. vCenter says that it is on: look at its console. "+
+			"If it is lost, delete the VM in vCenter: the next apply makes it anew", err)
+	}
+	return err
 }
 
 // identify says how a box is entered, and by which keys it proves who it is.
@@ -207,8 +224,11 @@ func (l *Live) identify(ctx context.Context, b *blueprints.Box) (remote.Config, 
 	if err != nil {
 		return remote.Config{}, err
 	}
-	if !vm.On || len(vm.HostKeys) == 0 {
-		return remote.Config{}, ErrAbsent
+	if !vm.On {
+		return remote.Config{}, darkError("the machine is off")
+	}
+	if len(vm.HostKeys) == 0 {
+		return remote.Config{}, darkError("the machine's SSH host keys are not pinned yet")
 	}
 	return l.login(b, vm.HostKeys), nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
@@ -77,5 +78,26 @@ func TestBootIsWaitedForByTheNextRun(t *testing.T) {
 	}()
 	if _, err := p.live().List(ctx, plan.Present); !errors.Is(err, context.Canceled) || errors.Is(err, remote.ErrUnreachable) {
 		t.Errorf("got %v, want a second try that is cancelled", err)
+	}
+}
+
+// What can be done about a machine that cannot be entered stands in the error.
+func TestAdviceOnAMachineThatCannotBeEntered(t *testing.T) {
+	ours, theirs := &blueprints.Box{Site: &blueprints.Site{}}, &blueprints.Box{}
+	for _, tt := range []struct {
+		box  *blueprints.Box
+		err  error
+		says string
+	}{
+		{ours, remote.ErrUnreachable, "delete the VM"},
+		{ours, remote.ErrHostKey, "Nothing was sent"},
+		{ours, remote.ErrAuth, ""},
+		{theirs, remote.ErrUnreachable, ""},
+		{ours, nil, ""},
+	} {
+		got := advised(tt.box, tt.err)
+		if !errors.Is(got, tt.err) || tt.says == "" && got != tt.err || got != nil && !strings.Contains(got.Error(), tt.says) {
+			t.Errorf("%v became %v, want %q added", tt.err, got, tt.says)
+		}
 	}
 }
