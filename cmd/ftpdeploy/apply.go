@@ -13,6 +13,11 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/plan"
 )
 
+// settleBound is how long after a change a failing smoke test is tried again. A
+// session that the change cut off between PASV and its data connection keeps
+// vsftpd listening on that passive port for its accept_timeout, 60 s.
+const settleBound = 90 * time.Second
+
 func (a *app) applyCommand() *cobra.Command {
 	var yes, noVerify bool
 	c := &cobra.Command{
@@ -35,7 +40,7 @@ func (a *app) applyCommand() *cobra.Command {
 			}
 			settle := time.Duration(0)
 			if changed {
-				settle = time.Minute
+				settle = settleBound
 			}
 			if err := d.verify(cmd.Context(), nil, settle); err != nil {
 				if changed {

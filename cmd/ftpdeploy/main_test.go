@@ -133,6 +133,22 @@ func (s step) Name() string                                           { return "
 func (s step) After() []string                                        { return nil }
 func (s step) Plan(context.Context, plan.Goal) ([]plan.Change, error) { return s, nil }
 
+// TestRetriesAreSaidOnce holds that a fault that stays is not repeated at each try.
+func TestRetriesAreSaidOnce(t *testing.T) {
+	var said []string
+	now := time.Unix(0, 0)
+	a := &app{emit: func(e event) { said = append(said, e.msg) }, now: func() time.Time { return now }}
+	say := (&deployment{app: a}).notYet()
+	for range 21 {
+		say("one")
+		now = now.Add(time.Second)
+	}
+	say("two")
+	if got := strings.Join(said, ", "); got != "not yet: one, not yet: one, not yet: one, not yet: two" {
+		t.Error(got)
+	}
+}
+
 // TestApplyOutputIsInListOrder ends the steps in another order than the list's.
 func TestApplyOutputIsInListOrder(t *testing.T) {
 	var out, err strings.Builder

@@ -44,9 +44,7 @@ func (d *deployment) verify(ctx context.Context, names []string, settle time.Dur
 			return &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
 		}
 	}
-	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, Settle: settle, Report: func(text string) {
-		d.emit(event{level: "info", msg: "not yet: " + text, data: progress{}})
-	}})
+	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, Settle: settle, Report: d.notYet()})
 	for _, r := range results {
 		d.proof(r)
 	}
@@ -61,13 +59,30 @@ func (d *deployment) verify(ctx context.Context, names []string, settle time.Dur
 	return nil
 }
 
+// notYet tells of a smoke test that is tried again: when its fault is another
+// one, and else every ten seconds.
+func (d *deployment) notYet() func(string) {
+	var last string
+	var said time.Time
+	return func(text string) {
+		if text == last && d.now().Sub(said) < 10*time.Second {
+			return
+		}
+		last, said = text, d.now()
+		d.emit(event{level: "info", msg: "not yet: " + text, data: progress{}})
+	}
+}
+
 // proof shows the outcome of one smoke block.
 func (d *deployment) proof(r steps.SmokeResult) {
 	verdict, box := "PASS", ""
 	if r.Err != nil {
 		verdict = "FAIL"
 	}
-	head := fmt.Sprintf("\n%s  smoke %q via %s", verdict, r.Smoke.Name, r.Address)
+	head := fmt.Sprintf("\n%s  smoke %q", verdict, r.Smoke.Name)
+	if r.Address != "" {
+		head += " via " + r.Address
+	}
 	if r.Box != nil {
 		box = r.Box.Name
 		head += " (standby " + box + ")"
