@@ -106,11 +106,17 @@ func vmDestroy(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	task, err := v.PowerOff(ctx)
-	if err := wait(ctx, task, err); err != nil {
+	state, err := v.PowerState(ctx)
+	if err != nil {
 		return err
 	}
-	task, err = v.Destroy(ctx)
+	if state == types.VirtualMachinePowerStatePoweredOn {
+		task, err := v.PowerOff(ctx)
+		if err := wait(ctx, task, err); err != nil {
+			return err
+		}
+	}
+	task, err := v.Destroy(ctx)
 	return wait(ctx, task, err)
 }
 

@@ -372,7 +372,7 @@ func failover(t *testing.T) {
 		deploy(t, "apply", "--yes").must(t)
 		planIsEmpty(t)
 	}
-	t.Log("new sessions through the VIP, one every 50 ms:\n" + strings.Join(table, "\n"))
+	t.Log("sessions through the VIP (connect, login, EPSV, LIST), one begun every 50 ms; gap = no session completed:\n" + strings.Join(table, "\n"))
 }
 
 // rebuild deletes the machines by hand; a jump host that has nothing but the

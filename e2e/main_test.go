@@ -70,6 +70,15 @@ func run(m *testing.M) int {
 	}
 	fmt.Fprintf(os.Stderr, "lab up in %.1f s\n", time.Since(start).Seconds())
 	code := m.Run()
+	if code != 0 {
+		log, err := os.ReadFile(filepath.Join(dir, "lab.log"))
+		fmt.Fprintf(os.Stderr, "the end of the lab's log (%v):\n%s\n", err, log[max(0, len(log)-8000):])
+		for _, box := range []string{boxA, boxB} {
+			out, err := exec.Command(ftplab, "exec", box, "--", "sh", "-c", `systemctl --failed --no-pager; cloud-init status --long
+				journalctl --no-pager -n 60 -u ftpdeploy-hostkeys -u cloud-final -u haproxy -u keepalived`).CombinedOutput()
+			fmt.Fprintf(os.Stderr, "%s (%v):\n%s\n", box, err, out)
+		}
+	}
 	if out, err := exec.Command(ftplab, "down").CombinedOutput(); err != nil {
 		return fail(fmt.Errorf("ftplab down: %w: %s", err, out))
 	}

@@ -20,7 +20,13 @@ for file in /etc/ssh/ssh_host_*_key.pub; do
     read -r kind key _ < "$file"
     keys="$keys$kind $key;"
 done
-exec vmware-rpctool "info-set ` + vsphere.PublishedHostKeys + ` $keys"
+# A hypervisor that is busy may not answer the first time.
+tries=0
+until vmware-rpctool "info-set ` + vsphere.PublishedHostKeys + ` $keys"; do
+    tries=$((tries + 1))
+    [ $tries -lt 60 ]
+    sleep 2
+done
 `
 
 // hostKeysUnit runs at every boot, once the keys are there: cloud-init makes

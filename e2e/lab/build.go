@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // kubernetesModules are the Kubernetes versions that a lab can have: Go modules
@@ -143,4 +145,27 @@ func checkMachine(context.Context) error {
 		}
 	}
 	return fmt.Errorf("this machine has no %s; run: apt-get install --no-install-recommends %s", strings.Join(missing, ", "), strings.Join(wanted, " "))
+}
+
+// inotifyInstances is what a lab with its nodes and two VMs uses at most.
+const inotifyInstances = 64
+
+// checkInotify tells whether root has inotify instances left for a lab. A VM that
+// gets none boots only in part, which nothing says but its console.
+func checkInotify() error {
+	var files []int
+	defer func() {
+		for _, f := range files {
+			_ = unix.Close(f)
+		}
+	}()
+	for range inotifyInstances {
+		f, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("the lab needs %d inotify instances and %d are left (%w): end another lab, or run: sysctl fs.inotify.max_user_instances=512",
+				inotifyInstances, len(files), err)
+		}
+		files = append(files, f)
+	}
+	return nil
 }

@@ -57,6 +57,9 @@ func Up(ctx context.Context, config Config) (fresh bool, err error) {
 	if err := sweep(ctx, config.Dir); err != nil {
 		return false, err
 	}
+	if err := checkInotify(); err != nil {
+		return false, err
+	}
 	assets, err := prepare(ctx, config)
 	if err != nil {
 		return false, err
