@@ -185,6 +185,17 @@ func (a *app) command() *cobra.Command {
 		Use: "ftpdeploy", Short: "Passive FTP for Kubernetes behind a pair of HAProxy machines", Long: longHelp,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: a.prepare,
+		Args:              cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			text := fmt.Sprintf("unknown command %q", args[0])
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				text += "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return &exitError{64, errors.New(text)}
+		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{64, err} })
 	f := root.PersistentFlags()
@@ -209,6 +220,7 @@ func (a *app) command() *cobra.Command {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs
 		}
+		c.Args = usage(c.Args)
 		root.AddCommand(c)
 	}
 	return root
@@ -220,7 +232,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	var bad error
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		name := "FTPDEPLOY_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := a.env(name); ok && !f.Changed && bad == nil {
+		if v, _ := a.env(name); v != "" && !f.Changed && bad == nil {
 			if err := cmd.Flags().Set(f.Name, v); err != nil {
 				bad = fmt.Errorf("%s=%q: %w", name, v, err)
 			}
@@ -270,6 +282,16 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 		a.emit(event{level: "info", data: start})
 	}
 	return nil
+}
+
+// usage makes the error of an argument that is not wanted one of usage.
+func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &exitError{64, err}
+		}
+		return nil
+	}
 }
 
 func (a *app) envIs(name, value string) bool {
