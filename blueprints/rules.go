@@ -535,5 +535,5 @@ func (l *loader) checkTimes() {
 		at = l.blocks[l.topology.Smokes[0]].here()
 	}
 	l.fail("FTP313", at, "Machines would revert before they are proven",
-		"The dead-man timer (confirm_within) fires after %s, before the smoke tests' own limits end (%s).", shortDuration(r.ConfirmWithin), shortDuration(longest))
+		"The dead-man timer (confirm_within) fires after %s, before the smoke tests' own limits end (%s). Raise confirm_within in a rollout block, or lower the smoke blocks' timeout.", shortDuration(r.ConfirmWithin), shortDuration(longest))
 }
