@@ -46,7 +46,6 @@ type app struct {
 	noInput    bool
 	timeout    time.Duration
 	parallel   int
-	timings    bool
 	kubeconfig string
 	context    string
 
@@ -210,7 +209,6 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.noInput, "no-input", false, "never ask")
 	f.DurationVar(&a.timeout, "timeout", time.Hour, "`bound` on the whole run")
 	f.IntVar(&a.parallel, "parallel", 8, "steps at the same time, at most `N`")
-	f.BoolVar(&a.timings, "timings", false, "say where the time went")
 	f.StringVar(&a.kubeconfig, "kubeconfig", "", "kubeconfig `file` instead of the blueprint's")
 	f.StringVar(&a.context, "context", "", "kubeconfig context `name` instead of the blueprint's")
 	for _, c := range []*cobra.Command{
