@@ -247,7 +247,7 @@ rollout {
   drain           = "wait" # wait | deadline | cut
   drain_deadline  = "30m"
   on_failure      = "rollback" # rollback | halt
-  confirm_within  = "90s"      # dead-man timer on each host
+  confirm_within  = "90s"
 }
 
 smoke "end-to-end" {
@@ -255,7 +255,7 @@ smoke "end-to-end" {
   user       = ftp_service.vsftpd.user.partner
   modes      = ["pasv", "epsv"]
   upload     = "8MiB"
-  every_port = true # open a data connection on each passive port, through each LB and each node
+  every_port = true # move data through each passive port
   long_idle  = "0s" # "11m" proves the idle timeouts
   timeout    = "60s"
 }

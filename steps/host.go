@@ -294,6 +294,10 @@ func (l *hostLook) refuse() error {
 				f.Path, l.box.Name, owner, l.topology.ID, ErrForeign))
 		}
 	}
+	if i := l.box.Image; i != nil && l.facts.OS.Family != i.OSFamily {
+		errs = append(errs, fmt.Errorf("%s runs %s, of the %s family, and image %q says os_family = %q: correct that in the blueprint",
+			l.box.Name, l.facts.OS.Name, l.facts.OS.Family, i.Name, i.OSFamily))
+	}
 	h := l.group.HAProxy
 	if v := l.facts.Packages[h.Package.Name]; h.MinVersion != "" && h.Package.Version == "" {
 		if has := v.Version; has == "" && v.Candidate != "" && older(v.Candidate, h.MinVersion) {

@@ -230,6 +230,18 @@ func TestHostRefusesWhatIsNotOurs(t *testing.T) {
 	}
 }
 
+func TestHostOfAnotherFamily(t *testing.T) {
+	p := startHost(t)
+	p.hostStep.box.Image = &blueprints.Image{Name: "rhel9", OSFamily: "rhel"}
+	before := p.Snapshot()
+	if _, err := p.Plan(t.Context(), plan.Present); err == nil || !strings.Contains(err.Error(), `of the debian family, and image "rhel9" says os_family = "rhel"`) {
+		t.Errorf("got %v", err)
+	}
+	if p.Snapshot() != before {
+		t.Error("the box was changed")
+	}
+}
+
 func TestHostRejectedConfigurationStaysOut(t *testing.T) {
 	p := startHost(t)
 	reaches(t, p, plan.Present)
@@ -344,6 +356,7 @@ func TestHostOrder(t *testing.T) {
 	// There, with the setting lost since and another version than the one that is pinned.
 	s.group.HAProxy.Package.Version = "2.4.22-3.el9"
 	s.first = &remote.Facts{
+		OS:       remote.OS{Family: "rhel"},
 		Packages: map[string]remote.PackageState{"haproxy": {Version: "2.4.17-1.el9"}, "keepalived": {Version: "2.2.8-3.el9"}},
 		Settings: map[string]string{"net.ipv4.ip_nonlocal_bind": "0"},
 	}
