@@ -38,7 +38,7 @@ func hand(act string, args []string) int {
 	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
-		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService,
+		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService, "lease-delete": deleteLease,
 		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
 			_, err := vcenter(ctx)
 			return err
@@ -312,6 +312,14 @@ func deleteService(ctx context.Context, args []string) error {
 	return c.CoreV1().Services(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
 }
 
+func deleteLease(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	return c.CoordinationV1().Leases(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
+}
+
 // podEnv prints an environment variable of the FTP server's Deployment.
 func podEnv(ctx context.Context, args []string) error {
 	c, err := cluster()
@@ -377,6 +385,13 @@ func objects(ctx context.Context, _ []string) error {
 	}
 	for _, o := range deployments.Items {
 		add("Deployment", o.ObjectMeta)
+	}
+	leases, err := c.CoordinationV1().Leases("").List(ctx, ours)
+	if err != nil {
+		return err
+	}
+	for _, o := range leases.Items {
+		add("Lease", o.ObjectMeta)
 	}
 	pods, err := c.CoreV1().Pods("ftp").List(ctx, metav1.ListOptions{})
 	if err != nil {

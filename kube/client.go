@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -67,6 +68,7 @@ type Client struct {
 	set      *kubernetes.Clientset
 	objects  *dynamic.DynamicClient
 	metadata metadata.Interface
+	clock    *serverClock
 }
 
 // client-go logs to standard error by itself; what matters comes back as errors.
@@ -110,12 +112,17 @@ func Connect(c Config) (*Client, error) {
 	config.Dial = c.Dial
 	config.WarningHandlerWithContext = collector{}
 
+	clock := &serverClock{}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		clock.next = next
+		return clock
+	})
 	// One connection for all three.
 	web, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
 	}
-	k := &Client{server: config.Host, context: name}
+	k := &Client{server: config.Host, context: name, clock: clock}
 	set, err1 := kubernetes.NewForConfigAndClient(config, web)
 	objects, err2 := dynamic.NewForConfigAndClient(config, web)
 	meta, err3 := metadata.NewForConfigAndClient(config, web)

@@ -46,9 +46,18 @@ func TestAPI(t *testing.T) {
 		"rights":     testRights,
 		"version":    testVersion,
 		"rollout":    testRollout,
+
+		"lease":           testLease,
+		"lease expires":   testLeaseExpires,
+		"lease, dead run": testLeaseOfTheDead,
+		"lease race":      testLeaseRace,
+		"lease lost":      testLeaseLost,
+		"lease, foreign":  testLeaseForeign,
+		"lease refused":   testLeaseRefused,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, c, server) })
 	}
+	t.Run("lease outage", func(t *testing.T) { testLeaseOutage(t, c, server) })
 	t.Run("outage", func(t *testing.T) { testOutage(t, c, server) }) // last, and alone
 }
 

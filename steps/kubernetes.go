@@ -116,6 +116,7 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 		{Verb: "get", Resource: "pods/log", Namespace: ns},
 		{Verb: "list", Resource: "events", Namespace: ns},
 	}
+	rights = append(rights, k.lockRights()...)
 	if namespace {
 		rights = append(rights, kube.Right{Verb: "create", Resource: "namespaces"},
 			kube.Right{Verb: "patch", Resource: "namespaces", Namespace: ns}, kube.Right{Verb: "delete", Resource: "namespaces", Namespace: ns})

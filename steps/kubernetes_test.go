@@ -67,6 +67,7 @@ func TestKubernetes(t *testing.T) {
 		"rights":           testRights,
 		"undo":             testUndo,
 		"label taken away": testLabelTakenAway,
+		"lock":             testLock,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, c) })
 	}

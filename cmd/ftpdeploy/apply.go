@@ -20,17 +20,20 @@ const settleBound = 90 * time.Second
 
 func (a *app) applyCommand() *cobra.Command {
 	var yes, noVerify bool
+	var wait time.Duration
 	c := &cobra.Command{
 		Use: "apply", Short: "Plan, ask, make exactly the planned changes, and prove the result",
 		Example:     "  ftpdeploy apply\n  ftpdeploy apply --yes --json",
-		Annotations: map[string]string{"events": "yes"},
+		Annotations: map[string]string{"events": "yes", "changes": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := a.open(nil)
 			if err != nil {
 				return err
 			}
 			defer d.close()
-			changed, err := d.reach(cmd.Context(), plan.Present, yes, "Apply these changes?")
+			l := d.newLock(wait)
+			defer l.release()
+			changed, err := d.reach(cmd.Context(), l, plan.Present, yes, "Apply these changes?")
 			if err != nil {
 				return err
 			}
@@ -53,46 +56,49 @@ func (a *app) applyCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	lockFlag(c, &wait)
 	c.Flags().BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
 	return c
 }
 
 func (a *app) destroyCommand() *cobra.Command {
 	var yes bool
+	var wait time.Duration
 	var data []string
 	c := &cobra.Command{
 		Use: "destroy", Short: "Remove what this deployment owns; user data stays unless named",
 		Example:     "  ftpdeploy destroy\n  ftpdeploy destroy --delete-data home",
-		Annotations: map[string]string{"events": "yes"},
+		Annotations: map[string]string{"events": "yes", "changes": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := a.open(data)
 			if err != nil {
 				return err
 			}
 			defer d.close()
-			_, err = d.reach(cmd.Context(), plan.Absent, yes, "Destroy all of this?")
+			l := d.newLock(wait)
+			defer l.release()
+			_, err = d.reach(cmd.Context(), l, plan.Absent, yes, "Destroy all of this?")
 			return err
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	lockFlag(c, &wait)
 	c.Flags().StringArrayVar(&data, "delete-data", nil, "delete the data of this volume `name` too, although the blueprint keeps it")
 	return c
 }
 
-// reach plans, asks, and applies the plan. It tells whether anything was to do.
-func (d *deployment) reach(ctx context.Context, goal plan.Goal, yes bool, question string) (bool, error) {
-	look, cancel := d.cancelOnStop(ctx)
-	p, err := d.plan(look, goal)
-	cancel()
+func lockFlag(c *cobra.Command, wait *time.Duration) {
+	c.Flags().DurationVar(wait, "lock-timeout", 0, "`bound` on the wait for another run's lock (default: do not wait)")
+}
+
+// reach plans, asks, takes the lock, and applies the plan. It tells whether
+// anything was to do.
+func (d *deployment) reach(ctx context.Context, l *lock, goal plan.Goal, yes bool, question string) (bool, error) {
+	p, err := d.agree(ctx, l, goal, yes, question)
 	if err != nil || p.Empty() {
 		return false, err
 	}
-	if !yes {
-		if err := d.confirm("\n" + question); err != nil {
-			return false, err
-		}
-	}
-	ctx, cancel = context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
 	o := d.observe(p)
 	d.emit(event{level: "info", msg: "", data: note{}})
@@ -105,6 +111,31 @@ func (d *deployment) reach(ctx context.Context, goal plan.Goal, yes bool, questi
 	}
 	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), took.Seconds()), data: note{}})
 	return true, nil
+}
+
+// agree returns a plan that was shown and said yes to, with the lock held unless
+// it is empty. Where another run was in between, it is made and asked for again.
+func (d *deployment) agree(ctx context.Context, l *lock, goal plan.Goal, yes bool, question string) (*plan.Plan, error) {
+	ctx, cancel := d.cancelOnStop(ctx)
+	defer cancel()
+	if err := l.enter(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		p, err := d.plan(ctx, goal)
+		if err != nil || p.Empty() {
+			return p, err
+		}
+		if !yes {
+			if err := d.confirm("\n" + question); err != nil {
+				return nil, err
+			}
+		}
+		if waited, err := l.acquire(ctx); err != nil || !waited {
+			return p, err
+		}
+		d.emit(event{level: "warn", msg: "Another run was in between: planning again.", data: note{}})
+	}
 }
 
 // observer translates what the engine says into events.

@@ -92,6 +92,18 @@ type (
 		Outcome string `json:"outcome"` // changed, failed, skipped
 		index   int    // in the list of steps
 	}
+	lockState struct {
+		State  string     `json:"state"` // acquired, waiting, taken_over, released
+		Holder lockHolder `json:"holder"`
+		TTLS   int        `json:"ttl_s"` // how long a lock in the cluster outlives its last renewal
+	}
+	lockHolder struct {
+		Who     string `json:"who"`
+		Command string `json:"command"`
+		Since   string `json:"since,omitempty"`
+		Expires string `json:"expires,omitempty"`
+		Run     string `json:"run,omitempty"`
+	}
 	smokeCheck struct {
 		Smoke string `json:"smoke"`
 		Name  string `json:"name"`
@@ -114,6 +126,7 @@ type (
 		Outcome string   `json:"outcome"` // ok, no_changes, changes, failed, partial
 		Changed int      `json:"changed"`
 		MS      int64    `json:"ms"`
+		RunDir  string   `json:"run_dir,omitempty"`
 		Next    []string `json:"next,omitempty"`
 	}
 )
@@ -134,6 +147,8 @@ func (e event) kind() string {
 		return "action." + d.phase
 	case stepEnd:
 		return "step.end"
+	case lockState:
+		return "lock"
 	case smokeCheck:
 		return "smoke.check"
 	case output:

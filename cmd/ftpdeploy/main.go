@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"os/user"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -48,13 +49,21 @@ type app struct {
 	parallel   int
 	kubeconfig string
 	context    string
+	runDir     string
 
-	started time.Time
-	emit    func(event)
-	view    *human // nil when the output is JSON
-	stop    chan struct{}
-	changed int // changes made so far
-	next    []string
+	started    time.Time
+	verb       string // the command in one word
+	runID      string
+	user, host string
+	emit       func(event)
+	view       *human        // nil when the output is JSON
+	recorded   string        // directory of the run's records; "" = none
+	events     *os.File      // in it
+	stop       chan struct{} // closed when nothing more may begin
+	stopping   sync.Once
+	why        error // that stop is closed; written before
+	changed    int   // changes made so far
+	next       []string
 }
 
 // run runs the command and returns its exit code.
@@ -72,11 +81,12 @@ func (a *app) run(ctx context.Context, args []string) int {
 	defer a.signals(cancel)()
 
 	cmd, err := root.ExecuteContextC(ctx)
+	err = a.stoppedBy(err)
 	code := exitCode(err, a.changed > 0)
 	if cmd.Annotations["events"] == "" && err == nil {
 		return code
 	}
-	if a.interrupted() && err != nil {
+	if errors.Is(a.halted(), errInterrupted) && err != nil {
 		code = 130
 	}
 	a.end(code, err)
@@ -95,9 +105,15 @@ func (a *app) end(code int, err error) {
 			outcome = "partial"
 		}
 	}
+	if code != 0 && a.recorded != "" {
+		a.emit(event{level: "info", msg: "kept    " + a.recorded + " has all that was said", data: progress{}})
+	}
 	a.emit(event{level: "info", data: runEnd{
-		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), Next: a.next,
+		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), RunDir: a.recorded, Next: a.next,
 	}})
+	if a.events != nil {
+		_ = a.events.Close() // every event was written when it happened
+	}
 }
 
 // signals makes the first SIGINT or SIGTERM stop the run at the next safe point
@@ -114,8 +130,8 @@ func (a *app) signals(cancel context.CancelFunc) func() {
 			case <-ch:
 			}
 			if n == 0 {
-				close(a.stop)
 				a.emit(event{level: "warn", msg: "Stopping at the next safe point. Interrupt again to stop now.", data: note{}})
+				a.halt(errInterrupted)
 				continue
 			}
 			cancel()
@@ -124,12 +140,24 @@ func (a *app) signals(cancel context.CancelFunc) func() {
 	return func() { signal.Stop(ch); close(over) }
 }
 
-func (a *app) interrupted() bool {
+// errInterrupted is why a run stops that was interrupted.
+var errInterrupted = errors.New("interrupted")
+
+// halt lets nothing more begin; the first reason counts.
+func (a *app) halt(why error) {
+	a.stopping.Do(func() {
+		a.why = why
+		close(a.stop)
+	})
+}
+
+// halted is why nothing more may begin, nil while it may.
+func (a *app) halted() error {
 	select {
 	case <-a.stop:
-		return true
+		return a.why
 	default:
-		return false
+		return nil
 	}
 }
 
@@ -175,6 +203,7 @@ Exit codes:
   4    the world changed since the plan; stopped at a safe point
   6    apply failed part-way, or the result differs from the plan: a human is needed
   7    verify found a fault
+  8    locked by another run; nothing was changed
   9    cannot reach or log in to a target, or it is not the one that is trusted
   64   usage
   130  interrupted; the summary says what is done`
@@ -211,6 +240,7 @@ func (a *app) command() *cobra.Command {
 	f.IntVar(&a.parallel, "parallel", 8, "steps at the same time, at most `N`")
 	f.StringVar(&a.kubeconfig, "kubeconfig", "", "kubeconfig `file` instead of the blueprint's")
 	f.StringVar(&a.context, "context", "", "kubeconfig context `name` instead of the blueprint's")
+	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
 		a.destroyCommand(), a.verifyCommand(), a.versionCommand(),
@@ -242,6 +272,11 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	if a.json {
 		a.output = "json"
 	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make a run id: %w", err)
+	}
+	a.runID, a.verb = id.String(), cmd.Name()
 	ci, _ := a.env("CI")
 	if ci == "true" {
 		a.noInput = true
@@ -263,21 +298,12 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 		a.view.color = color
 		a.emit = a.view.emit
 	case "json":
-		id, err := uuid.NewV7()
-		if err != nil {
-			return fmt.Errorf("make a run id: %w", err)
-		}
-		a.emit = (&jsonStream{w: a.stdout, run: id.String(), now: a.now}).emit
+		a.emit = (&jsonStream{w: a.stdout, run: a.runID, now: a.now}).emit
 	default:
 		return &exitError{64, fmt.Errorf("--output %s: want text, plain or json", a.output)}
 	}
 	if cmd.Annotations["events"] != "" {
-		start := runStart{Command: cmd.Name(), Version: version(), Blueprint: a.file}
-		start.Host, _ = os.Hostname()
-		if u, err := user.Current(); err == nil {
-			start.User = u.Username
-		}
-		a.emit(event{level: "info", data: start})
+		a.begin(cmd.Annotations["changes"] != "")
 	}
 	return nil
 }
@@ -289,6 +315,22 @@ func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 			return &exitError{64, err}
 		}
 		return nil
+	}
+}
+
+// begin says who runs what. A run that changes something is recorded.
+func (a *app) begin(changes bool) {
+	a.host, _ = os.Hostname()
+	if u, err := user.Current(); err == nil {
+		a.user = u.Username
+	}
+	var unrecorded error
+	if changes {
+		unrecorded = a.record()
+	}
+	a.emit(event{level: "info", data: runStart{Command: a.verb, Version: version(), Blueprint: a.file, User: a.user, Host: a.host}})
+	if unrecorded != nil {
+		a.emit(event{level: "warn", msg: "This run is not recorded: " + unrecorded.Error(), data: note{}})
 	}
 }
 

@@ -73,6 +73,8 @@ func (h *human) emit(e event) {
 			fmt.Fprintln(h.err, e.msg)
 		}
 	case diagnostic: // printed with its source excerpt by diagnose
+	case lockState:
+		h.lock(e, d)
 	case action:
 		h.action(e, d)
 	case stepEnd:
@@ -89,6 +91,17 @@ func (h *human) emit(e event) {
 		if e.msg != "" {
 			fmt.Fprintln(h.out, e.msg)
 		}
+	}
+}
+
+// lock says whose the deployment is.
+func (h *human) lock(e event, l lockState) {
+	switch {
+	case l.State == "waiting":
+		h.progress(e.msg)
+	case e.level == "warn", l.State == "acquired" && !h.quiet:
+		h.clear()
+		fmt.Fprintln(h.err, e.msg)
 	}
 }
 
