@@ -46,6 +46,11 @@ func TestKubernetes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The first connection silences client-go's logger, which the controllers'
+	// client reads: that must not happen beside each other.
+	if _, err := kube.Connect(kube.Config{Kubeconfig: server.Kubeconfig}); err != nil {
+		t.Fatal(err)
+	}
 	c := &cluster{server, api}
 	c.storageClass(t, "lab", true)
 	for name, test := range map[string]func(*testing.T, *cluster){
