@@ -80,6 +80,9 @@ while :; do
 	failed | inactive) lost "$u is $(show ActiveState) after $verb" ;;
 	esac
 	n=$((n + 1))
+	# A signal that meets HAProxy's master while it executes itself anew, as it does
+	# once it has started, is lost: ask once more.
+	if [ "$verb $n" = "reload $((5 * wait / 2))" ]; then systemctl reload "$u" >&2 || lost "systemctl reload $u"; fi
 	sleep 0.2
 done
 [ "$(identity)" = "$id" ] || die "$c was changed by someone else while $u read it"
