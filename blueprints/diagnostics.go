@@ -2,9 +2,12 @@ package blueprints
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
+	"golang.org/x/crypto/scrypt"
 )
 
 // code is the Extra of a diagnostic that one of our rules made. Codes are never used for something
@@ -86,6 +90,25 @@ func (f *Files) Write(w io.Writer, diags hcl.Diagnostics, width int, color bool)
 		}
 	}
 	return nil
+}
+
+// Digest is a fingerprint of what a blueprint was loaded from: its own files, the
+// variable files, and vars. Where the files lie is no part of it. As there may be
+// passwords among them it is salted and slow to guess from (scrypt, 2^15 rounds).
+func (f *Files) Digest(salt []byte, vars map[string]string) (string, error) {
+	var sums []string
+	for name, value := range vars {
+		sums = append(sums, fmt.Sprintf("--var %s %x\n", name, sha256.Sum256([]byte(value))))
+	}
+	for name, file := range f.sources {
+		sums = append(sums, fmt.Sprintf("%s %x\n", filepath.Base(name), sha256.Sum256(file.Bytes)))
+	}
+	slices.Sort(sums)
+	key, err := scrypt.Key([]byte(strings.Join(sums, "")), salt, 1<<15, 8, 1, 16)
+	if err != nil {
+		return "", fmt.Errorf("make the digest of the blueprint: %w", err)
+	}
+	return hex.EncodeToString(key), nil
 }
 
 // masked returns a source whose secrets are hidden.

@@ -28,6 +28,7 @@ func TestMainJob(t *testing.T) {
 		{"clients put, list and get", clients},
 		{"secrets are nowhere", secretsAreNowhere},
 		{"drift is named and repaired", drift},
+		{"a saved plan is what runs", savedPlan},
 		{"what is not ours is refused", refused},
 		{"the VIP survives its holder", failover},
 		{"lost machines are rebuilt", rebuild},

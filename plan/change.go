@@ -17,6 +17,28 @@ const (
 	Absent              // nothing of ours is left
 )
 
+// String is present or absent.
+func (g Goal) String() string {
+	if g == Absent {
+		return "absent"
+	}
+	return "present"
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (g Goal) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (g *Goal) UnmarshalText(text []byte) error {
+	for _, goal := range []Goal{Present, Absent} {
+		if goal.String() == string(text) {
+			*g = goal
+			return nil
+		}
+	}
+	return fmt.Errorf("no goal %q", text)
+}
+
 // Action is the kind of a change. Its text is the sign that is shown.
 type Action string
 
@@ -46,6 +68,20 @@ func (a Action) Verb() string {
 	panic(fmt.Sprintf("plan: no action %q", string(a)))
 }
 
+// MarshalText implements encoding.TextMarshaler by the verb.
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.Verb()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *Action) UnmarshalText(text []byte) error {
+	for _, action := range []Action{Create, Update, Replace, Delete, Run} {
+		if action.Verb() == string(text) {
+			*a = action
+			return nil
+		}
+	}
+	return fmt.Errorf("no action %q", text)
+}
+
 // Effect is what a change costs those who use its target.
 type Effect string
 
@@ -65,37 +101,44 @@ const (
 const Unseen = "unseen"
 
 // Change is one thing that will be done: its words and its act, made in one place.
+// As JSON it is its words alone.
 type Change struct {
-	Action Action
-	Target string // "haproxy-a:/etc/haproxy/haproxy.cfg"; unique within its step
-	Reason string // why: "not there", "nodePort 32104 differs", "config is newer than the process"
-	Effect Effect // "" reads as NoEffect
-	Detail Diff   // what differs; secrets are masked where it is made
+	Action Action `json:"action"`
+	Target string `json:"target"` // "haproxy-a:/etc/haproxy/haproxy.cfg"; unique within its step
+	Reason string `json:"reason"` // why: "not there", "nodePort 32104 differs", "config is newer than the process"
+	Effect Effect `json:"effect"` // "" reads as NoEffect
+	Detail Diff   `json:"detail"` // what differs; secrets are masked where it is made
+
+	// Needs are the kinds of danger that someone must have allowed by name before
+	// this is done.
+	Needs []string `json:"needs_allow,omitempty"`
 
 	// From is a fingerprint of the live state that the change was planned from
 	// ("" = the target does not exist, Unseen = it could not be looked at) and
 	// Want one of the state that it leads to. Neither holds a secret in a form
 	// that could be guessed.
-	From, Want string
+	From string `json:"from"`
+	Want string `json:"want"`
 
 	// Do makes the change and returns when its effect is real, not when it is
 	// requested. Report, which may be called any number of times, says in a few
 	// words what is being waited for.
-	Do func(ctx context.Context, report func(string)) error
+	Do func(ctx context.Context, report func(string)) error `json:"-"`
 	// Undo puts back what was; nil where nothing can be put back.
-	Undo func(ctx context.Context) error
+	Undo func(ctx context.Context) error `json:"-"`
 }
 
 // Diff says what a change does to its target: fields, or a unified diff.
 type Diff struct {
-	Fields  []Field
-	Unified string // as diff -u prints it, with its header lines
+	Fields  []Field `json:"fields,omitempty"`
+	Unified string  `json:"unified,omitempty"` // as diff -u prints it, with its header lines
 }
 
 // Field is one value that differs.
 type Field struct {
-	Path          string
-	Before, After string // "(sensitive)" for a secret; Before is "" where there was nothing
+	Path   string `json:"path"`
+	Before string `json:"before"` // "" where there was nothing; "(sensitive)" for a secret
+	After  string `json:"after"`
 }
 
 // Step is one entry of the list that makes a deployment.

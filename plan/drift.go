@@ -2,44 +2,87 @@ package plan
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 )
 
-// DriftError says that the world is not as it was when the plan was made. The
-// step that returned it has changed nothing.
+// DriftError says that the world is not as it was when the plan was made. What
+// returned it has changed nothing.
 type DriftError struct{ Drifts []Drift }
 
 // Drift is one target that is not as it was planned from.
 type Drift struct {
-	Target   string
+	Step     string
+	Target   string  // "" when it is the step's place in the order that differs
 	Planned  *Change // nil: the plan did not touch this target
 	Now      *Change // nil: nothing needs to be done any more
-	Expected string  // fingerprint that it was planned from
-	Found    string  // fingerprint now
+	Expected string  // fingerprint that it was planned from, or the place that was planned
+	Found    string  // fingerprint now, or the place now
 }
 
 func (e *DriftError) Error() string {
 	var b strings.Builder
 	b.WriteString("the world changed since this plan was made; nothing was changed here [FTP701]")
 	for _, d := range e.Drifts {
-		switch {
-		case d.Planned == nil:
-			fmt.Fprintf(&b, "\n  %s: not in the plan, now needed: %s", d.Target, d.Now.Reason)
-		case d.Now == nil:
-			fmt.Fprintf(&b, "\n  %s: planned (%s), not needed any more", d.Target, d.Planned.Reason)
-		default:
-			fmt.Fprintf(&b, "\n  %s: planned from %s, now %s, wanted %s", d.Target, name(d.Expected), name(d.Found), name(d.Planned.Want))
+		fmt.Fprintf(&b, "\n  %s", strings.TrimSpace(d.Step+"  "+d.Target))
+		from, now, want := d.values()
+		for _, row := range [][2]string{{"planned from", from}, {"now", now}, {"wanted", want}} {
+			if row[1] != "" {
+				fmt.Fprintf(&b, "\n      %-13s %s", row[0], row[1])
+			}
 		}
+		d.differences(&b)
 	}
 	b.WriteString("\nplan again")
 	return b.String()
 }
 
+// values are what the target was planned from, what it is now, with why that
+// needs a change, and what was wanted.
+func (d Drift) values() (from, now, want string) {
+	switch {
+	case d.Target == "":
+		return d.Expected, d.Found, ""
+	case d.Planned == nil:
+		return "as it should be: not in the plan", name(d.Found) + ": " + d.Now.Reason, name(d.Now.Want)
+	case d.Now == nil:
+		return name(d.Expected), "as wanted: not needed any more", name(d.Planned.Want)
+	}
+	from, now, want = name(d.Expected), name(d.Found)+": "+d.Now.Reason, name(d.Planned.Want)
+	if d.Planned.Want != d.Now.Want {
+		now += "; it would now become " + name(d.Now.Want) + ", as what the blueprint is given differs"
+	}
+	if d.Planned.Action != d.Now.Action {
+		now += fmt.Sprintf("; to %s, planned was to %s", d.Now.Action.Verb(), d.Planned.Action.Verb())
+	}
+	return from, now, want
+}
+
+// differences shows what is there now beside what is wanted.
+func (d Drift) differences(b *strings.Builder) {
+	if d.Now == nil {
+		return
+	}
+	for _, f := range d.Now.Detail.Fields {
+		text := f.After
+		if f.Before != "" {
+			text = f.Before + " -> " + f.After
+		}
+		fmt.Fprintf(b, "\n        %s: %s", f.Path, text)
+	}
+	for line := range strings.Lines(d.Now.Detail.Unified) {
+		b.WriteString("\n        " + strings.TrimRight(line, "\n"))
+	}
+}
+
+// longHex is a digest that nobody reads to its end.
+var longHex = regexp.MustCompile(`\b([0-9a-f]{12})[0-9a-f]{20,}\b`)
+
 func name(fingerprint string) string {
 	if fingerprint == "" {
 		return "nothing"
 	}
-	return fingerprint
+	return longHex.ReplaceAllString(fingerprint, "$1…")
 }
 
 // NotConvergedError says that a step still wants changes after it has acted.
@@ -60,7 +103,7 @@ func (e *NotConvergedError) Error() string {
 // compare holds what a step wants now against what was approved. A prediction
 // (From = Unseen) may turn out not to be needed, or to be an update where a
 // creation was foreseen; everything else must be the same.
-func compare(approved, now []Change) error {
+func compare(step string, approved, now []Change) []Drift {
 	var drifts []Drift
 	byTarget := map[string]*Change{}
 	for i := range approved {
@@ -73,18 +116,15 @@ func compare(approved, now []Change) error {
 		a := byTarget[n.Target]
 		switch {
 		case a == nil:
-			drifts = append(drifts, Drift{Target: n.Target, Now: n, Found: n.From})
+			drifts = append(drifts, Drift{Step: step, Target: n.Target, Now: n, Found: n.From})
 		case a.Want != n.Want, a.From != Unseen && (a.From != n.From || a.Action != n.Action):
-			drifts = append(drifts, Drift{Target: n.Target, Planned: a, Now: n, Expected: a.From, Found: n.From})
+			drifts = append(drifts, Drift{Step: step, Target: n.Target, Planned: a, Now: n, Expected: a.From, Found: n.From})
 		}
 	}
 	for i := range approved {
 		if a := &approved[i]; !needed[a.Target] && a.From != Unseen {
-			drifts = append(drifts, Drift{Target: a.Target, Planned: a, Expected: a.From})
+			drifts = append(drifts, Drift{Step: step, Target: a.Target, Planned: a, Expected: a.From})
 		}
 	}
-	if len(drifts) > 0 {
-		return &DriftError{drifts}
-	}
-	return nil
+	return drifts
 }

@@ -19,6 +19,7 @@ type Plan struct {
 type Entry struct {
 	Step    Step
 	Changes []Change
+	Left    []Change // what it needs too, and Narrow left out
 }
 
 // Options are the same for making and applying a plan.
@@ -68,7 +69,7 @@ func Make(ctx context.Context, goal Goal, steps []Step, opts Options) (*Plan, er
 			if err != nil {
 				errs[i] = &StepError{s.Name(), err}
 			}
-			p.Entries[i] = Entry{s, changes}
+			p.Entries[i] = Entry{Step: s, Changes: changes}
 			opts.observe(Event{Kind: StepPlanned, Step: s.Name(), Index: i, Changes: changes, Err: err})
 		})
 	}
@@ -146,22 +147,10 @@ func (p *Plan) Changes() []Change {
 // Cancelling ctx stops what is under way too.
 func (p *Plan) Apply(ctx context.Context, stop <-chan struct{}) error {
 	a := &application{Plan: p, stop: stop, done: make([]chan struct{}, len(p.Entries)), ok: make([]bool, len(p.Entries))}
-	index := map[string]int{}
-	for i, e := range p.Entries {
+	for i := range p.Entries {
 		a.done[i] = make(chan struct{})
-		index[e.Step.Name()] = i
 	}
-	before := make([][]int, len(p.Entries)) // what each entry waits for
-	for i, e := range p.Entries {
-		for _, name := range e.Step.After() {
-			j := index[name]
-			if p.Goal == Absent {
-				before[j] = append(before[j], i)
-			} else {
-				before[i] = append(before[i], j)
-			}
-		}
-	}
+	before := p.waits()
 	slots := make(chan struct{}, p.opts.parallel())
 	errs := make([]error, len(p.Entries))
 	var wait sync.WaitGroup
@@ -183,6 +172,22 @@ func (p *Plan) Apply(ctx context.Context, stop <-chan struct{}) error {
 	}
 	wait.Wait()
 	return errors.Join(errs...)
+}
+
+// waits are, for each entry, the entries that it begins after.
+func (p *Plan) waits() [][]int {
+	before := make([][]int, len(p.Entries))
+	for i, e := range p.Entries {
+		for _, name := range e.Step.After() {
+			j := p.index(name)
+			if p.Goal == Absent {
+				before[j] = append(before[j], i)
+			} else {
+				before[i] = append(before[i], j)
+			}
+		}
+	}
+	return before
 }
 
 // ErrStopped is the error of a step that was not begun, or not finished, because
@@ -252,8 +257,8 @@ func (a *application) act(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	if err := compare(e.Changes, changes); err != nil {
-		return err
+	if drifts := compare(name, e.Changes, changes); drifts != nil {
+		return &DriftError{drifts}
 	}
 	for _, c := range changes {
 		if err := a.halt(); errors.Is(err, ErrStopped) {

@@ -158,8 +158,8 @@ func TestIndependentStepsActTogether(t *testing.T) {
 
 func TestDriftStopsTheStep(t *testing.T) {
 	for _, tt := range []struct{ name, planned, now, text string }{
-		{"another value", "old", "foreign", "planned from old, now foreign, wanted new"},
-		{"gone", "old", "", "planned from old, now nothing, wanted new"},
+		{"another value", "old", "foreign", "planned from  old\n      now           foreign: value differs\n      wanted        new"},
+		{"gone", "old", "", "planned from  old\n      now           nothing: value differs; to create, planned was to update\n      wanted        new"},
 		{"already done", "old", "new", "not needed any more"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

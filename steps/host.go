@@ -484,6 +484,9 @@ func (l *hostLook) write(f proxy.File) (plan.Change, bool) {
 	default:
 		return plan.Change{}, false
 	}
+	if !s.Pristine {
+		c.Needs = dangers(f, s.Content)
+	}
 	from := f.Path
 	if !s.Exists {
 		from = "/dev/null"

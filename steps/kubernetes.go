@@ -268,7 +268,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 	}
 	change := plan.Change{
 		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Effect: plan.NoEffect,
-		From: p.Fingerprint(), Want: want, Do: k.applying(c, o),
+		From: p.Fingerprint(), Want: want, Do: k.applying(c, o), Needs: objectDangers(live.Kind, p.Deltas),
 	}
 	var taken []kube.Delta
 	for _, d := range p.Deltas {
@@ -550,17 +550,24 @@ func (k *kubernetes) keeps(l *kube.Live) bool {
 	if l.Kind != "PersistentVolumeClaim" {
 		return false
 	}
-	volume := l.Labels[volumeLabel]
 	keep := l.Annotations[keepAnnotation] == "true"
 	for _, v := range k.service.Volumes { // the blueprint knows better than what it once was
 		if l.Name == k.claimName(v) {
-			volume, keep = v.Name, v.Keep
+			keep = v.Keep
 		}
 	}
-	if !keep {
-		return false
+	return keep && !k.named(l)
+}
+
+// named tells whether deleteData names a claim.
+func (k *kubernetes) named(l *kube.Live) bool {
+	volume := l.Labels[volumeLabel]
+	for _, v := range k.service.Volumes {
+		if l.Name == k.claimName(v) {
+			volume = v.Name
+		}
 	}
-	return !slices.Contains(k.deleteData, volume) && !slices.Contains(k.deleteData, l.Labels[serviceLabel]+"/"+volume)
+	return slices.Contains(k.deleteData, volume) || slices.Contains(k.deleteData, l.Labels[serviceLabel]+"/"+volume)
 }
 
 // deletion plans the end of an object.
@@ -569,8 +576,12 @@ func (k *kubernetes) deletion(c *kube.Client, l *kube.Live, why string) plan.Cha
 	if l.Kind == "Deployment" || l.Kind == "Service" {
 		effect = plan.Restart
 	}
+	var needs []string
+	if l.Kind == "PersistentVolumeClaim" && !k.named(l) {
+		needs = []string{DeleteData}
+	}
 	return plan.Change{
-		Action: plan.Delete, Target: l.Ref.String(), Reason: why, Effect: effect, From: l.UID,
+		Action: plan.Delete, Target: l.Ref.String(), Reason: why, Effect: effect, From: l.UID, Needs: needs,
 		Do: func(ctx context.Context, report func(string)) error { return c.Delete(ctx, l, report) },
 	}
 }

@@ -58,6 +58,8 @@ func TestKubernetes(t *testing.T) {
 		"plan in words":    testPlanInWords,
 		"drift":            testDrift,
 		"password":         testPassword,
+		"dangers":          testObjectDangers,
+		"saved secrets":    testSavedSecrets,
 		"foreign":          testForeign,
 		"node port taken":  testNodePortTaken,
 		"storage class":    testStorageClass,

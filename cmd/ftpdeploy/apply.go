@@ -21,50 +21,95 @@ const settleBound = 90 * time.Second
 func (a *app) applyCommand() *cobra.Command {
 	var yes, noVerify bool
 	var wait time.Duration
+	var g guard
 	c := &cobra.Command{
-		Use: "apply", Short: "Plan, ask, make exactly the planned changes, and prove the result",
-		Example:     "  ftpdeploy apply\n  ftpdeploy apply --yes --json",
+		Use: "apply [FILE]", Short: "Plan, ask, make exactly the planned changes, and prove the result",
+		Long: `Without FILE: plan, ask, make exactly the planned changes, and prove the result.
+With FILE, which plan --out has saved: look again, and if exactly the changes of that plan are
+needed make them, without a question. The blueprint and its variables must be those of the plan.`,
+		Example:     "  ftpdeploy apply\n  ftpdeploy apply prod.ftpplan\n  ftpdeploy apply --yes --json",
 		Annotations: map[string]string{"events": "yes", "changes": "yes"},
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := a.open(nil)
+		Args:        cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var saved *planFile
+			var data []string
+			if len(args) > 0 {
+				var err error
+				if saved, err = g.read(args[0]); err != nil {
+					return err
+				}
+				data = saved.DeleteData
+			}
+			d, err := a.open(data)
 			if err != nil {
 				return err
 			}
 			defer d.close()
+			d.guard = g
 			l := d.newLock(wait)
 			defer l.release()
-			changed, err := d.reach(cmd.Context(), l, plan.Present, yes, "Apply these changes?")
-			if err != nil {
-				return err
-			}
-			if noVerify {
-				a.emit(event{level: "warn", msg: "NOT VERIFIED: --no-verify was given, nobody knows whether a transfer works. Run: ftpdeploy verify", data: note{}})
-				return nil
-			}
-			settle := time.Duration(0)
-			if changed {
-				settle = settleBound
-			}
-			if err := d.verify(cmd.Context(), nil, settle); err != nil {
-				if changed {
-					return &exitError{6, err}
+			if saved != nil {
+				if err := d.accept(args[0], saved); err != nil {
+					return err
 				}
+			}
+			changed, err := d.reach(cmd.Context(), l, func(ctx context.Context) (*plan.Plan, error) {
+				if saved != nil {
+					return d.again(ctx, args[0], saved)
+				}
+				return d.ask(ctx, plan.Present, yes, "Apply these changes?")
+			})
+			if err != nil || saved != nil && saved.Plan.Goal == plan.Absent {
 				return err
 			}
-			d.outputs()
-			return nil
+			return d.prove(cmd.Context(), changed, noVerify)
 		},
 	}
+	g.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
 	c.Flags().BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
 	return c
 }
 
+// read reads a saved plan for its application.
+func (g *guard) read(name string) (*planFile, error) {
+	if len(g.scope.Only)+len(g.scope.Skip) > 0 {
+		return nil, &exitError{64, errors.New("--only and --skip go with plan --out: a saved plan is applied as it is")}
+	}
+	f, err := readPlan(name, true)
+	if err != nil {
+		return nil, err
+	}
+	g.scope = f.Scope
+	return f, nil
+}
+
+// prove runs the smoke tests after an apply.
+func (d *deployment) prove(ctx context.Context, changed, noVerify bool) error {
+	if noVerify {
+		d.emit(event{level: "warn", msg: "NOT VERIFIED: --no-verify was given, nobody knows whether a transfer works. Run: ftpdeploy verify", data: note{}})
+		return nil
+	}
+	settle := time.Duration(0)
+	if changed {
+		settle = settleBound
+	}
+	if err := d.verify(ctx, nil, settle); err != nil {
+		if changed {
+			return &exitError{6, err}
+		}
+		return err
+	}
+	d.outputs()
+	return nil
+}
+
 func (a *app) destroyCommand() *cobra.Command {
 	var yes bool
 	var wait time.Duration
 	var data []string
+	var g guard
 	c := &cobra.Command{
 		Use: "destroy", Short: "Remove what this deployment owns; user data stays unless named",
 		Example:     "  ftpdeploy destroy\n  ftpdeploy destroy --delete-data home",
@@ -75,12 +120,16 @@ func (a *app) destroyCommand() *cobra.Command {
 				return err
 			}
 			defer d.close()
+			d.guard = g
 			l := d.newLock(wait)
 			defer l.release()
-			_, err = d.reach(cmd.Context(), l, plan.Absent, yes, "Destroy all of this?")
+			_, err = d.reach(cmd.Context(), l, func(ctx context.Context) (*plan.Plan, error) {
+				return d.ask(ctx, plan.Absent, yes, "Destroy all of this?")
+			})
 			return err
 		},
 	}
+	g.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
 	c.Flags().StringArrayVar(&data, "delete-data", nil, "delete the data of this volume `name` too, although the blueprint keeps it")
@@ -91,10 +140,37 @@ func lockFlag(c *cobra.Command, wait *time.Duration) {
 	c.Flags().DurationVar(wait, "lock-timeout", 0, "`bound` on the wait for another run's lock (default: do not wait)")
 }
 
-// reach plans, asks, takes the lock, and applies the plan. It tells whether
+// ask makes a plan, shows it, and asks whether it is wanted.
+func (d *deployment) ask(ctx context.Context, goal plan.Goal, yes bool, question string) (*plan.Plan, error) {
+	p, f, err := d.plan(ctx, goal)
+	if err != nil || p.Empty() {
+		return p, err
+	}
+	if err := errors.Join(d.guard.within(f.Plan), d.guard.allows(f)); err != nil || yes {
+		return p, err
+	}
+	return p, d.confirm("\n" + question)
+}
+
+// again makes a saved plan again, if that is still what is needed.
+func (d *deployment) again(ctx context.Context, name string, f *planFile) (*plan.Plan, error) {
+	p, _, err := d.look(ctx, f.Plan.Goal)
+	if err == nil {
+		err = f.Plan.Match(p)
+	}
+	if err != nil {
+		d.next = []string{"ftpdeploy plan --out " + name}
+		return nil, err
+	}
+	d.emit(event{level: "info", data: note{}, msg: fmt.Sprintf("%s: %s as planned %s ago.  Digest %s",
+		name, count(len(p.Changes()), "change", "changes"), d.now().Sub(f.Made).Round(time.Second), f.Digest[:shownDigest])})
+	return p, nil
+}
+
+// reach takes the lock and applies the plan that agreed returns. It tells whether
 // anything was to do.
-func (d *deployment) reach(ctx context.Context, l *lock, goal plan.Goal, yes bool, question string) (bool, error) {
-	p, err := d.agree(ctx, l, goal, yes, question)
+func (d *deployment) reach(ctx context.Context, l *lock, agreed func(context.Context) (*plan.Plan, error)) (bool, error) {
+	p, err := d.agree(ctx, l, agreed)
 	if err != nil || p.Empty() {
 		return false, err
 	}
@@ -115,21 +191,16 @@ func (d *deployment) reach(ctx context.Context, l *lock, goal plan.Goal, yes boo
 
 // agree returns a plan that was shown and said yes to, with the lock held unless
 // it is empty. Where another run was in between, it is made and asked for again.
-func (d *deployment) agree(ctx context.Context, l *lock, goal plan.Goal, yes bool, question string) (*plan.Plan, error) {
+func (d *deployment) agree(ctx context.Context, l *lock, agreed func(context.Context) (*plan.Plan, error)) (*plan.Plan, error) {
 	ctx, cancel := d.cancelOnStop(ctx)
 	defer cancel()
 	if err := l.enter(ctx); err != nil {
 		return nil, err
 	}
 	for {
-		p, err := d.plan(ctx, goal)
+		p, err := agreed(ctx)
 		if err != nil || p.Empty() {
 			return p, err
-		}
-		if !yes {
-			if err := d.confirm("\n" + question); err != nil {
-				return nil, err
-			}
 		}
 		if waited, err := l.acquire(ctx); err != nil || !waited {
 			return p, err

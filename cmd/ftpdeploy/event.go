@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
 // event is one thing that the command has to say. Its data is one of the types
@@ -60,6 +62,7 @@ type (
 		Unified string      `json:"unified,omitempty"`
 		Reason  string      `json:"reason"`
 		Effect  string      `json:"effect"`
+		Needs   []string    `json:"needs_allow,omitempty"`
 		From    string      `json:"from"`
 		Want    string      `json:"want"`
 		sign    string
@@ -74,8 +77,11 @@ type (
 		Change    int    `json:"change"`
 		Destroy   int    `json:"destroy"`
 		Run       int    `json:"run"`
-		Unchanged int    `json:"unchanged"` // steps with nothing to do
+		Unchanged int    `json:"unchanged"`          // steps with nothing to do
+		LeftOut   int    `json:"left_out,omitempty"` // steps with changes that --only or --skip left out
 		Digest    string `json:"digest"`
+
+		Needs []steps.Danger `json:"needs_allow,omitempty"`
 	}
 	action struct {
 		phase     string // start, progress, end: the last word of the type

@@ -22,10 +22,12 @@ import (
 	"golang.org/x/term"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
 func main() {
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, list: (*steps.Live).List}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 
@@ -35,6 +37,7 @@ type app struct {
 	stdout, stderr io.Writer
 	env            func(string) (string, bool)
 	now            func() time.Time
+	list           func(*steps.Live, context.Context, plan.Goal) ([]plan.Step, error)
 
 	file       string
 	vars       []string
@@ -64,6 +67,7 @@ type app struct {
 	why        error // that stop is closed; written before
 	changed    int   // changes made so far
 	next       []string
+	sources    *blueprints.Files // of the blueprint that was loaded
 }
 
 // run runs the command and returns its exit code.
@@ -181,7 +185,7 @@ func longFlags(args []string) []string {
 	for i, s := range args {
 		name, _, _ := strings.Cut(s, "=")
 		switch name {
-		case "-var", "-var-file", "-json", "-detailed-exitcode":
+		case "-var", "-var-file", "-json", "-detailed-exitcode", "-out", "-destroy":
 			s = "-" + s
 		}
 		out[i] = s
@@ -200,7 +204,7 @@ Exit codes:
   1    error before any change
   2    with --detailed-exitcode: changes are pending
   3    blueprint or variable invalid
-  4    the world changed since the plan; stopped at a safe point
+  4    the world or the blueprint changed since the plan; stopped at a safe point
   6    apply failed part-way, or the result differs from the plan: a human is needed
   7    verify found a fault
   8    locked by another run; nothing was changed
@@ -242,7 +246,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.context, "context", "", "kubeconfig context `name` instead of the blueprint's")
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
-		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
+		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
 		a.destroyCommand(), a.verifyCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {
@@ -360,6 +364,19 @@ func (a *app) wantColor() (bool, error) {
 	return ok && term.IsTerminal(int(f.Fd())), nil
 }
 
+// variables are those that --var gives.
+func (a *app) variables() (map[string]string, error) {
+	vars := map[string]string{}
+	for _, v := range a.vars {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok {
+			return nil, &exitError{64, fmt.Errorf("--var %s: want name=value", name)}
+		}
+		vars[name] = value
+	}
+	return vars, nil
+}
+
 // load loads the blueprint and prints what is wrong with it.
 func (a *app) load() (*blueprints.Topology, error) {
 	if a.file == "" {
@@ -369,17 +386,14 @@ func (a *app) load() (*blueprints.Topology, error) {
 		}
 		a.file = found
 	}
-	vars := map[string]string{}
-	for _, v := range a.vars {
-		name, value, ok := strings.Cut(v, "=")
-		if !ok {
-			return nil, &exitError{64, fmt.Errorf("--var %s: want name=value", name)}
-		}
-		vars[name] = value
+	vars, err := a.variables()
+	if err != nil {
+		return nil, err
 	}
 	t, files, diags := blueprints.Load(a.file, blueprints.Options{
 		Vars: vars, VarFiles: a.varFiles, Env: a.env, Version: version(),
 	})
+	a.sources = files
 	for i, d := range diags {
 		e := diagnostic{Severity: "error", Code: blueprints.Code(d), Summary: d.Summary, Detail: d.Detail}
 		level := "error"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,11 +21,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ftpdeploy": main})
+	testscript.Main(m, map[string]func(){"ftpdeploy": main, "ftpcells": mainCells})
 }
 
 // TestScripts runs testdata/*.txtar. Beside the usual commands they have
-// "exits CODE COMMAND...", which runs a command that must end with that code.
+// "exits CODE COMMAND...", which runs a command that must end with that code, and
+// ftpcells, which is ftpdeploy with cells in the place of steps.
 func TestScripts(t *testing.T) {
 	blueprints, err := filepath.Abs("../../blueprints")
 	if err != nil {
@@ -35,7 +37,12 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("BLUEPRINTS", blueprints)
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
-			return nil
+			dir := filepath.Join(e.WorkDir, "external")
+			e.Setenv("EXTERNAL", filepath.Join(dir, "lab.ftp.hcl"))
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return err
+			}
+			return external(filepath.Join(dir, "lab.ftp.hcl"))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})

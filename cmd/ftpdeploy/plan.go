@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,9 +16,12 @@ import (
 
 func (a *app) planCommand() *cobra.Command {
 	var destroy, detailed bool
+	var out string
+	var data []string
+	var g guard
 	c := &cobra.Command{
 		Use: "plan", Short: "Show what apply would do, and why; change nothing",
-		Example:     "  ftpdeploy plan\n  ftpdeploy plan --destroy\n  ftpdeploy plan --detailed-exitcode --json",
+		Example:     "  ftpdeploy plan\n  ftpdeploy plan --out prod.ftpplan\n  ftpdeploy plan --destroy\n  ftpdeploy plan --detailed-exitcode --json",
 		Annotations: map[string]string{"events": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			goal := plan.Present
@@ -29,36 +30,77 @@ func (a *app) planCommand() *cobra.Command {
 			}
 			ctx, cancel := a.cancelOnStop(cmd.Context())
 			defer cancel()
-			d, err := a.open(nil)
+			d, err := a.open(data)
 			if err != nil {
 				return err
 			}
 			defer d.close()
-			p, err := d.plan(ctx, goal)
+			d.guard = g
+			p, f, err := d.plan(ctx, goal)
 			if err != nil {
 				return err
 			}
-			switch {
-			case p.Empty():
-				return nil
-			case detailed:
-				a.next = []string{"ftpdeploy apply"}
-				return errPending
-			case destroy:
-				a.suggest("ftpdeploy destroy")
-			default:
-				a.suggest("ftpdeploy apply")
+			if err := g.within(f.Plan); err != nil {
+				return err
 			}
+			f.Next = next(f, out)
+			if out != "" {
+				if err := f.write(out); err != nil {
+					return err
+				}
+			}
+			if detailed && !p.Empty() {
+				a.next = []string{f.Next}
+				return errPending
+			}
+			a.suggest(f.Next)
 			return nil
 		},
 	}
+	g.flags(c)
 	c.Flags().BoolVar(&destroy, "destroy", false, "plan the removal of everything that this deployment owns")
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit 2 when changes are pending, 0 when there are none")
+	c.Flags().StringVar(&out, "out", "", "save the plan in a `file`, for show and apply")
+	c.Flags().StringArrayVar(&data, "delete-data", nil, "with --destroy: delete the data of this volume `name` too, although the blueprint keeps it")
 	return c
 }
 
-// suggest names the command to run next.
+// next is the command that makes the changes of a plan, "" where there are none.
+func next(f *planFile, file string) string {
+	command := "ftpdeploy apply"
+	switch {
+	case len(f.Plan.Changes()) == 0:
+		return ""
+	case file != "":
+		command += " " + file
+	case f.Plan.Goal == plan.Absent:
+		command = "ftpdeploy destroy"
+	}
+	var lacking []string
+	for _, d := range f.Needs {
+		if file == "" || !slices.Contains(f.Allowed, d.Kind) {
+			lacking = append(lacking, d.Kind)
+		}
+	}
+	if file == "" {
+		for _, name := range f.Scope.Only {
+			command += " --only " + name
+		}
+		for _, name := range f.Scope.Skip {
+			command += " --skip " + name
+		}
+	}
+	if lacking != nil {
+		command += " --allow " + strings.Join(lacking, ",")
+	}
+	return command
+}
+
+// suggest names the command to run next; "" is none.
 func (a *app) suggest(command string) {
+	if command == "" {
+		return
+	}
 	a.next = []string{command}
 	a.emit(event{level: "info", msg: "Run: " + command, data: note{}})
 }
@@ -68,6 +110,8 @@ type deployment struct {
 	*app
 	topology *blueprints.Topology
 	live     *steps.Live
+	guard    guard
+	data     []string // volumes whose data goes although the blueprint keeps it
 }
 
 // open loads the blueprint; connections are made when they are needed.
@@ -79,7 +123,7 @@ func (a *app) open(deleteData []string) (*deployment, error) {
 	live := steps.Open(t, steps.Options{
 		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Env: a.env, Version: version(),
 	})
-	return &deployment{app: a, topology: t, live: live}, nil
+	return &deployment{app: a, topology: t, live: live, data: deleteData}, nil
 }
 
 // close ends the connections. The run is over: what they answer changes nothing.
@@ -90,21 +134,39 @@ func (d *deployment) close() {
 }
 
 // plan observes the targets, makes the plan and shows it.
-func (d *deployment) plan(ctx context.Context, goal plan.Goal) (*plan.Plan, error) {
+func (d *deployment) plan(ctx context.Context, goal plan.Goal) (*plan.Plan, *planFile, error) {
+	start := d.now()
+	p, scoped, err := d.look(ctx, goal)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := d.describe(p, scoped, d.now().Sub(start))
+	if err != nil {
+		return nil, nil, err
+	}
+	d.present(f)
+	return p, f, nil
+}
+
+// look observes the targets and makes the plan; its second result is what --only
+// and --skip did to it.
+func (d *deployment) look(ctx context.Context, goal plan.Goal) (*plan.Plan, []string, error) {
+	if err := d.guard.check(); err != nil {
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
-	start := d.now()
 	d.emit(event{level: "info", msg: "Looking at " + d.targets() + " …", data: progress{}})
-	list, err := d.live.List(ctx, goal)
+	list, err := d.list(d.live, ctx, goal)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p, err := plan.Make(ctx, goal, list, plan.Options{Parallel: d.parallel})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	d.show(p, d.now().Sub(start))
-	return p, nil
+	scoped, err := d.narrow(p)
+	return p, scoped, err
 }
 
 // targets says in a few words what a run talks to.
@@ -131,73 +193,75 @@ func count(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// show prints the plan in the order of its list.
-func (d *deployment) show(p *plan.Plan, took time.Duration) {
-	head := fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds())
+// describe puts into words what was looked at and what will be done.
+func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration) (*planFile, error) {
+	blueprint, err := d.mark("")
+	if err != nil {
+		return nil, err
+	}
+	f := &planFile{
+		Format: planFormat, Ftpdeploy: version(), Made: d.now().UTC(), Deployment: d.topology.ID, Blueprint: blueprint,
+		Scope: d.guard.scope, DeleteData: d.data, Allowed: d.guard.allow,
+		Scoped: scoped, Plan: p.Save(), Needs: steps.Dangers(d.topology, p),
+		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds()),
+	}
+	f.Digest = f.Plan.Digest()
 	for _, o := range d.live.Observed() {
-		d.emit(event{level: "debug", data: observed{
+		f.Observed = append(f.Observed, observed{
 			Address: o.Address, Kind: o.Kind, MS: o.Took.Milliseconds(), Turns: o.Turns, BytesIn: o.BytesIn, BytesOut: o.BytesOut,
-		}})
+		})
 		if o.Turns > 0 {
-			head += fmt.Sprintf(" · %s %d turns, %.1f KiB", o.Address, o.Turns, float64(o.BytesIn+o.BytesOut)/1024)
+			f.Head += fmt.Sprintf(" · %s %d turns, %.1f KiB", o.Address, o.Turns, float64(o.BytesIn+o.BytesOut)/1024)
 		}
 	}
-	d.emit(event{level: "info", msg: head + "\n", data: note{}})
-	s := planSummary{Digest: digest(p)}
-	n := 0
-	for _, e := range p.Entries {
-		if len(e.Changes) == 0 {
-			s.Unchanged++
-		}
-		for _, c := range e.Changes {
-			n++
-			d.emit(event{level: "info", msg: fmt.Sprintf("%s %s %s", c.Action, e.Step.Name(), c.Target), data: changeEvent(n, e.Step.Name(), c)})
-			switch c.Action {
-			case plan.Create:
-				s.Add++
-			case plan.Delete:
-				s.Destroy++
-			case plan.Run:
-				s.Run++
-			default:
-				s.Change++
-			}
-		}
+	return f, nil
+}
+
+// count adds one change to those of its action.
+func (s *planSummary) count(a plan.Action) {
+	switch a {
+	case plan.Create:
+		s.Add++
+	case plan.Delete:
+		s.Destroy++
+	case plan.Run:
+		s.Run++
+	default:
+		s.Change++
 	}
-	text := "No changes: everything is as the blueprint says."
-	if p.Goal == plan.Absent {
-		text = "Nothing to remove: this deployment owns nothing here."
+}
+
+// text is the summary for people.
+func (s *planSummary) text(f *planFile, changes int) string {
+	switch {
+	case changes == 0 && s.LeftOut > 0:
+		return "No changes: the steps that are meant are as they should be."
+	case changes == 0 && f.Plan.Goal == plan.Absent:
+		return "Nothing to remove: this deployment owns nothing here."
+	case changes == 0:
+		return "No changes: everything is as the blueprint says."
 	}
-	if n > 0 {
-		if s.Unchanged > 0 {
-			text = fmt.Sprintf("  = %s unchanged\n\n", count(s.Unchanged, "step", "steps"))
-		} else {
-			text = "\n"
+	text := "\n"
+	if s.Unchanged > 0 {
+		text = fmt.Sprintf("  = %s unchanged\n\n", count(s.Unchanged, "step", "steps"))
+	}
+	for _, d := range s.Needs {
+		given := ""
+		if slices.Contains(f.Allowed, d.Kind) {
+			given = ", which is given"
 		}
-		text += fmt.Sprintf("Plan: %d to add, %d to change, %d to destroy, %d to run.  Digest %s", s.Add, s.Change, s.Destroy, s.Run, s.Digest)
+		text += fmt.Sprintf("needs --allow: %s (%s)%s\n", d.Kind, strings.Join(d.Where, ", "), given)
 	}
-	d.emit(event{level: "info", msg: text, data: s})
+	return text + fmt.Sprintf("Plan: %d to add, %d to change, %d to destroy, %d to run.  Digest %s", s.Add, s.Change, s.Destroy, s.Run, s.Digest)
 }
 
 func changeEvent(n int, step string, c plan.Change) planChange {
 	out := planChange{
 		ID: fmt.Sprintf("c%d", n), Address: step, Target: c.Target, Action: c.Action.Verb(), sign: string(c.Action),
-		Unified: c.Detail.Unified, Reason: c.Reason, Effect: string(c.Effect), From: c.From, Want: c.Want,
+		Unified: c.Detail.Unified, Reason: c.Reason, Effect: string(c.Effect), Needs: c.Needs, From: c.From, Want: c.Want,
 	}
 	for _, f := range c.Detail.Fields {
 		out.Diff = append(out.Diff, fieldDiff(f))
 	}
 	return out
-}
-
-// digest is a short fingerprint of what a plan will do.
-func digest(p *plan.Plan) string {
-	h := sha256.New()
-	enc := json.NewEncoder(h)
-	for _, e := range p.Entries {
-		for _, c := range e.Changes {
-			_ = enc.Encode([]string{e.Step.Name(), string(c.Action), c.Target, c.From, c.Want}) // a hash takes every write
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil))[:6]
 }

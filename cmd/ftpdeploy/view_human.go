@@ -133,6 +133,9 @@ func (h *human) change(c planChange) {
 		fmt.Fprintln(h.out, "      "+line)
 	}
 	fmt.Fprintln(h.out, "      "+h.paint(dim, "because")+"  "+c.Reason)
+	for _, kind := range c.Needs {
+		fmt.Fprintln(h.out, "      "+h.paint(yellow, "needs")+"    --allow "+kind)
+	}
 }
 
 // expect tells which steps of a plan will act, so that their lines can be
