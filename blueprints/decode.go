@@ -700,6 +700,9 @@ func (l *loader) smoke(b *block) {
 	}
 	l.blocks[s] = b
 	l.topology.Smokes = append(l.topology.Smokes, s)
+	if s.From != nil && s.From.BastionAddress == "" && !l.blocks[s.From].failed["address"] {
+		l.fail("FTP112", b.at("from"), "Machine without an address", "ssh %q says how to log in but not where. Give it the argument address.", s.From.Name)
+	}
 	if attr := b.attrs["modes"]; attr != nil && len(s.Modes) == 0 && !b.failed["modes"] {
 		l.fail("FTP106", b.at("modes"), "No modes", "Name pasv, epsv or both.")
 	}

@@ -140,7 +140,7 @@ func TestEverything(t *testing.T) {
 		{"control", []int{main.ControlPort, main.ControlNodePort}, []int{2121, 20021}},
 		{"passive", []int{main.PassiveFirst, main.PassiveLast, main.NodePortFirst}, []int{21100, 21110, 21100}},
 		{"same source", main.SameSourceIP, false},
-		{"writable", main.Users[0].Writable, false},
+		{"writable", elsewhere.Users[0].Writable, false},
 		{"requests", main.Requests, map[string]string{"cpu": "100m"}},
 		{"limits", main.Limits, map[string]string{"memory": "128Mi"}},
 		{"external", elsewhere.Server, "external"},

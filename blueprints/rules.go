@@ -320,6 +320,10 @@ func (l *loader) checkServer(s *Service) {
 			l.fail("FTP306", l.place(u, "home"), "The image sets the home directory",
 				"An image with the environment contract of fauria/vsftpd puts FTP_USER into %s. Leave home out, or rename the user.", want)
 		}
+		if !u.Writable {
+			l.fail("FTP306", l.place(u, "writable"), "The image lets its user write",
+				"An image with the environment contract of fauria/vsftpd cannot keep FTP_USER from writing. Leave writable out.")
+		}
 	}
 }
 

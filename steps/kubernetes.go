@@ -117,6 +117,9 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 		{Verb: "list", Resource: "events", Namespace: ns},
 	}
 	rights = append(rights, k.lockRights()...)
+	if k.service.Cluster.WorkerSelector != "" {
+		rights = append(rights, kube.Right{Verb: "list", Resource: "nodes"})
+	}
 	if namespace {
 		rights = append(rights, kube.Right{Verb: "create", Resource: "namespaces"},
 			kube.Right{Verb: "patch", Resource: "namespaces", Namespace: ns}, kube.Right{Verb: "delete", Resource: "namespaces", Namespace: ns})

@@ -222,7 +222,6 @@ ftp_service "main" {
   user "partner" {
     password = env("FTP_PASSWORD")
     home     = "/home/vsftpd/partner"
-    writable = false
   }
 
   volume "home" {
@@ -258,6 +257,7 @@ ftp_service "elsewhere" {
   user "one" {
     password = env("FTP_PASSWORD")
     home     = "/srv/one"
+    writable = false
   }
 
   user "two" {
