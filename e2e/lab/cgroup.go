@@ -206,7 +206,8 @@ func (c cgroup) each(f func(dir string) error) error {
 	return nil
 }
 
-// remove ends every process of the cgroup and removes it.
+// remove ends every process of the cgroup and removes it. Ourselves it waits for:
+// a thread of ours that started something in the cgroup is about to end.
 func (c cgroup) remove(ctx context.Context) error {
 	return wait(ctx, "the processes of the lab's cgroup to end", 20*time.Second, 20*time.Millisecond, func(context.Context) error {
 		return c.each(func(dir string) error {
@@ -216,7 +217,7 @@ func (c cgroup) remove(ctx context.Context) error {
 			}
 			for line := range strings.Lines(string(procs)) {
 				pid, err := strconv.Atoi(strings.TrimSpace(line))
-				if err == nil && pid > 0 { // 0 is a process of a namespace that we do not see
+				if err == nil && pid > 0 && pid != os.Getpid() { // 0 is a process of a namespace that we do not see
 					err = syscall.Kill(pid, syscall.SIGKILL)
 				}
 				if err != nil && !errors.Is(err, syscall.ESRCH) {

@@ -281,6 +281,10 @@ func enterHost(in io.Reader) error {
 	return unix.Sethostname([]byte(spec.Name))
 }
 
+// The main thread is the main goroutine's alone: it would not end with a
+// goroutine of onThread, and would stay where that has gone.
+func init() { runtime.LockOSThread() }
+
 // onThread calls f on a thread that no other goroutine ever gets, so that f may
 // change the thread's namespaces and cgroup. What f starts inherits them.
 func onThread(f func() error) error {
