@@ -26,7 +26,7 @@ lab:
 kubernetes: lab
 	$(bin)/ftplab build-kubernetes > $(bin)/kubernetes.path
 
-demo: build lab kubernetes
+demo: deps build lab kubernetes
 	./e2e/demo.sh
 
 demo-down: lab
@@ -54,9 +54,12 @@ verify: tools
 fmt: tools
 	for m in $(modules); do (cd $$m && $(tooldir)/golangci-lint fmt --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
+packages = $$(grep -v '^\#' e2e/lab/packages.txt)
+
 deps:
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$(grep -v '^#' e2e/lab/packages.txt)
+	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(packages) 2>&1 | sort -u)" = installed ] || { \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(packages); }
 
 clean:
 	rm -rf bin
