@@ -10,9 +10,8 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/kube"
@@ -150,14 +149,11 @@ func (l *Live) expectBoots(seen *sighting) {
 // together runs all looks at the same time and joins what they have to say.
 func together(ctx context.Context, looks []func(context.Context) error) error {
 	errs := make([]error, len(looks))
-	var group errgroup.Group
+	var all sync.WaitGroup
 	for i, look := range looks {
-		group.Go(func() error {
-			errs[i] = look(ctx)
-			return nil
-		})
+		all.Go(func() { errs[i] = look(ctx) })
 	}
-	_ = group.Wait() // the errors are in errs, in order
+	all.Wait()
 	return errors.Join(errs...)
 }
 
