@@ -124,8 +124,12 @@ type Change struct {
 	// requested. Report, which may be called any number of times, says in a few
 	// words what is being waited for.
 	Do func(ctx context.Context, report func(string)) error `json:"-"`
-	// Undo puts back what was; nil where nothing can be put back.
+	// Undo puts back what was, whether or not Do came to its end; nil where nothing
+	// can be put back.
 	Undo func(ctx context.Context) error `json:"-"`
+	// Covered says that the Undo of an earlier change of the step puts this one
+	// back too.
+	Covered bool `json:"-"`
 }
 
 // Diff says what a change does to its target: fields, or a unified diff.

@@ -14,7 +14,7 @@ type Event struct {
 	Changes []Change // StepPlanned, StepStarted, StepSkipped
 	Change  *Change  // Change...
 	Text    string   // ChangeProgress: what is being waited for
-	Err     error    // StepPlanned, StepSkipped, StepFailed, ChangeFailed
+	Err     error    // StepPlanned, StepSkipped, StepFailed, ChangeFailed, RollbackFailed
 }
 
 // EventKind says what happened.
@@ -31,12 +31,16 @@ const (
 	ChangeProgress
 	ChangeDone
 	ChangeFailed
+	RollbackStarted // Changes: what the step has done
+	RollbackDone    // the step's target is as it was
+	RollbackFailed
 )
 
 func (k EventKind) String() string {
 	names := []string{
 		"step.planned", "step.started", "step.done", "step.failed", "step.skipped",
 		"change.started", "change.progress", "change.done", "change.failed",
+		"rollback.started", "rollback.done", "rollback.failed",
 	}
 	if int(k) < len(names) {
 		return names[k]

@@ -13,6 +13,7 @@ type Plan struct {
 	Goal    Goal
 	Entries []Entry
 	opts    Options
+	did     [][]Change // by entry: what Apply has begun, and has not put back
 }
 
 // Entry is a step and the changes that it needs; no changes means it is as it should be.
@@ -26,6 +27,7 @@ type Entry struct {
 type Options struct {
 	Parallel int      // steps that look or act at the same time; 0 means 8
 	Observer Observer // nil means nobody listens
+	Rollback bool     // a step that fails is put back, and then the others that have acted
 }
 
 func (o Options) parallel() int {
@@ -145,7 +147,13 @@ func (p *Plan) Changes() []Change {
 // After the first error, and once stop is closed (nil is never), no further
 // change is begun; what is under way is finished, and Apply then returns.
 // Cancelling ctx stops what is under way too.
+//
+// With Options.Rollback and goal Present a step that fails, or is stopped half-way,
+// is put back at once, and after an error those that are done are too, if all of
+// them can be. The error is then a *RollbackError. Nothing is put back once ctx was
+// cancelled.
 func (p *Plan) Apply(ctx context.Context, stop <-chan struct{}) error {
+	p.did = make([][]Change, len(p.Entries))
 	a := &application{Plan: p, stop: stop, done: make([]chan struct{}, len(p.Entries)), ok: make([]bool, len(p.Entries))}
 	for i := range p.Entries {
 		a.done[i] = make(chan struct{})
@@ -171,7 +179,7 @@ func (p *Plan) Apply(ctx context.Context, stop <-chan struct{}) error {
 		})
 	}
 	wait.Wait()
-	return errors.Join(errs...)
+	return a.fail(ctx, errors.Join(errs...))
 }
 
 // waits are, for each entry, the entries that it begins after.
@@ -204,8 +212,9 @@ type application struct {
 	done []chan struct{} // closed when the entry of that index is over
 	ok   []bool          // written before done is closed
 
-	mu     sync.Mutex
-	failed bool
+	mu       sync.Mutex
+	failed   bool
+	rollback RollbackError // of the steps that were put back while others still acted
 }
 
 // halt tells why nothing more may begin, or nil.
@@ -243,6 +252,13 @@ func (a *application) step(ctx context.Context, i int, before []int) error {
 		a.failed = true
 		a.mu.Unlock()
 		a.opts.observe(Event{Kind: StepFailed, Step: name, Index: i, Err: err})
+		var left *NotConvergedError
+		if a.reverses(ctx) && !errors.As(err, &left) {
+			r := a.putBack(ctx, i)
+			a.mu.Lock()
+			a.rollback.add(r)
+			a.mu.Unlock()
+		}
 		return &StepError{name, err}
 	}
 	a.opts.observe(Event{Kind: StepDone, Step: name, Index: i})
@@ -264,6 +280,7 @@ func (a *application) act(ctx context.Context, i int) error {
 		if err := a.halt(); errors.Is(err, ErrStopped) {
 			return err
 		}
+		a.did[i] = append(a.did[i], c)
 		a.opts.observe(Event{Kind: ChangeStarted, Step: name, Index: i, Change: &c})
 		report := func(text string) {
 			a.opts.observe(Event{Kind: ChangeProgress, Step: name, Index: i, Change: &c, Text: text})

@@ -129,7 +129,7 @@ func TestCostOfANoOpPlan(t *testing.T) {
 			}
 			q.Files = append(q.Files, FileQuery{Path: f.Path, Package: "haproxy"})
 		}
-		for _, name := range []string{"loaded-haproxy", "loaded-keepalived", "installed", "enabled", "opened", "boolean"} {
+		for _, name := range []string{"loaded-haproxy", "loaded-keepalived", "installed", "enabled", "opened", "boolean", "generation"} {
 			file := b.Root + "/var/lib/ftpdeploy/" + name
 			if err := first.Note(t.Context(), file, strings.Repeat("x", 100)); err != nil {
 				t.Fatal(err)

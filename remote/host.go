@@ -26,6 +26,8 @@ var (
 	ErrAuth = errors.New("login refused")
 	// ErrSudo says that the login worked and the user may not become root.
 	ErrSudo = errors.New("cannot become root")
+	// ErrForwarding says that the machine opens no connections for others.
+	ErrForwarding = errors.New("forwards no connections")
 )
 
 // Config says how a machine is entered. One of HostKeys and KnownHosts must be
@@ -206,6 +208,10 @@ func (h *Host) Stats() Stats {
 // direct-tcpip), as net.Dialer would if it ran there. Deadlines cannot be set on it.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := h.client.DialContext(ctx, network, address)
+	var refused *ssh.OpenChannelError
+	if errors.As(err, &refused) && refused.Reason == ssh.Prohibited {
+		return nil, fmt.Errorf("connect from %s to %s: it %w: %w", h.name, address, ErrForwarding, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect from %s to %s: %w", h.name, address, err)
 	}

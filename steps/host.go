@@ -66,6 +66,13 @@ type hostStep struct {
 	first    *remote.Facts // nil once it was used
 	after    []string
 	root     string // "" but in tests: put before the path of every file
+
+	// cluster is the step that keeps the cluster's part of a service; nil where none does.
+	cluster func(*blueprints.Service) plan.Step
+	// worked is what the box carried before the run acted; nil where nobody has looked.
+	worked *trial
+	// keep keeps the evidence of a failure; nil where nobody wants it.
+	keep func(name string, text []byte) error
 }
 
 // newHost makes the step "host/NAME". Connect enters the box, or returns
@@ -231,7 +238,7 @@ func (s *hostStep) query(files []proxy.File) remote.Query {
 		q.Units = append(q.Units, d.Unit)
 		q.Files = append(q.Files, remote.FileQuery{Path: d.Marker})
 	}
-	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt} {
+	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt} {
 		q.Files = append(q.Files, remote.FileQuery{Path: s.root + p})
 	}
 	if s.group.SELinux == "manage" {
@@ -355,9 +362,6 @@ func leadingInt(s string) int {
 // configuration can be checked only by the program that will read it.
 func (l *hostLook) changes() ([]plan.Change, error) {
 	var all []plan.Change
-	if c, ok := l.install(); ok {
-		all = append(all, c)
-	}
 	sysctl, configs := l.files[0], l.files[1:]
 	if c, ok := l.write(sysctl); ok {
 		all = append(all, c)
@@ -389,6 +393,10 @@ func (l *hostLook) changes() ([]plan.Change, error) {
 			all = append(all, c)
 		}
 	}
+	all = l.guarded(all)
+	if c, ok := l.install(); ok {
+		all = slices.Insert(all, 0, c)
+	}
 	return all, nil
 }
 
@@ -396,6 +404,7 @@ func (l *hostLook) install() (plan.Change, bool) {
 	var fields []plan.Field
 	var missing []string
 	var old []string
+	var former []remote.Package // of what gets another version
 	effect, reason := plan.NoEffect, "not installed"
 	want := sha256.New()
 	for _, p := range l.packages() {
@@ -415,6 +424,7 @@ func (l *hostLook) install() (plan.Change, bool) {
 		case p.Version != "" && has.Version != p.Version:
 			fields = append(fields, plan.Field{Path: p.Name, Before: has.Version, After: p.Version})
 			effect, reason = plan.Restart, "another version is installed"
+			former = append(former, remote.Package{Name: p.Name, Version: has.Version})
 		}
 		old = append(old, p.Name+"="+has.Version)
 	}
@@ -434,6 +444,19 @@ func (l *hostLook) install() (plan.Change, bool) {
 			}
 			return h.Install(ctx, l.facts.OS.Family, l.packages()...)
 		}),
+		Undo: func(ctx context.Context) error {
+			return l.act(installBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
+				if len(missing) > 0 {
+					if err := h.Uninstall(ctx, l.facts.OS.Family, missing...); err != nil {
+						return err
+					}
+				}
+				if len(former) == 0 {
+					return nil
+				}
+				return h.Install(ctx, l.facts.OS.Family, former...)
+			})(ctx, func(string) {})
+		},
 	}
 	if effect == plan.Restart {
 		c.Action = plan.Update
@@ -565,7 +588,7 @@ func (l *hostLook) load(d daemon, written bool) (plan.Change, bool) {
 		return plan.Change{}, false
 	}
 	c := plan.Change{
-		Action: plan.Run, Target: l.target(d.Unit), From: strings.TrimSpace(u.Active + " " + string(loaded.Content)),
+		Action: plan.Run, Target: l.target(d.Unit), From: u.Active,
 		Want: "runs what is on disk", Reason: "is " + u.Active,
 		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, report func(string)) error {
 			running, err := h.Running(ctx, d.Daemon)
@@ -639,6 +662,12 @@ func bounded(ctx context.Context, d time.Duration, what string) (context.Context
 // before us, and what we installed goes.
 func (l *hostLook) removal() []plan.Change {
 	var all []plan.Change
+	if n := l.number(armedAt); n > 0 {
+		all = append(all, l.undo("generation", plan.Run, "it was never confirmed, and would be put back", fmt.Sprintf("armed %d", n),
+			func(ctx context.Context, h *remote.Host, _ func(string)) error {
+				return h.Disarm(ctx, remote.Generation{Dir: l.root + stateDir})
+			}))
+	}
 	installed, enabled := l.lines(installedAt), l.lines(enabledAt)
 	daemons := l.daemons()
 	slices.Reverse(daemons) // the VIP leaves before what serves it
@@ -701,7 +730,7 @@ func (l *hostLook) removal() []plan.Change {
 
 // marked tells whether stateDir is there.
 func (l *hostLook) marked() bool {
-	files := []string{installedAt, enabledAt, openedAt, booleanAt}
+	files := []string{installedAt, enabledAt, openedAt, booleanAt, generationAt}
 	for _, d := range l.daemons() {
 		files = append(files, strings.TrimPrefix(d.Marker, l.root))
 	}

@@ -143,16 +143,13 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 	var notes []string
 	var every []plan.Field
 	for _, o := range openings {
-		zone := f.Zone(o.nic.Interface)
-		rule := o.rule(zone)
 		field := plan.Field{Path: o.nic.Role, After: o.String()}
 		every = append(every, field)
-		if z := f.Zones[zone]; open(z.Runtime, rule) && open(z.Permanent, rule) {
-			continue
+		if rule, closed := l.closed(o); closed {
+			fields = append(fields, field)
+			rules = append(rules, rule)
+			notes = append(notes, note(rule))
 		}
-		fields = append(fields, field)
-		rules = append(rules, rule)
-		notes = append(notes, note(rule))
 	}
 	if len(rules) == 0 {
 		return plan.Change{}, false, nil
@@ -168,6 +165,28 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 			return h.Allow(ctx, rules...)
 		}),
 	}, true, nil
+}
+
+// closed tells whether firewalld keeps out what an opening lets in, by which rule.
+func (l *hostLook) closed(o opening) (remote.FirewallRule, bool) {
+	zone := l.facts.Firewall.Zone(o.nic.Interface)
+	rule := o.rule(zone)
+	z := l.facts.Firewall.Zones[zone]
+	return rule, !open(z.Runtime, rule) || !open(z.Permanent, rule)
+}
+
+// missingRules are those that open adds.
+func (l *hostLook) missingRules() []remote.FirewallRule {
+	if !l.facts.Firewall.Firewalld || l.group.Firewall == "none" || l.group.Firewall == "nftables" {
+		return nil
+	}
+	var rules []remote.FirewallRule
+	for _, o := range l.openings() {
+		if rule, closed := l.closed(o); closed {
+			rules = append(rules, rule)
+		}
+	}
+	return rules
 }
 
 // open tells whether a zone lets in what a rule asks for.

@@ -146,8 +146,10 @@ func TestHostRepairsDrift(t *testing.T) {
 			func(t *testing.T) {
 				p.text = "three"
 				changes := planOnly(t, p, plan.Present)
-				if err := changes[0].Do(t.Context(), func(string) {}); err != nil {
-					t.Fatal(err)
+				for _, c := range changes[:2] {
+					if err := c.Do(t.Context(), func(string) {}); err != nil {
+						t.Fatal(err)
+					}
 				}
 			},
 		},
@@ -168,8 +170,8 @@ func TestHostRepairsDrift(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.drift(t)
-			if got := targets(reaches(t, p, plan.Present, p.Snapshot)); got != test.want {
-				t.Errorf("planned %s, want %s", got, test.want)
+			if got, want := targets(reaches(t, p, plan.Present, p.Snapshot)), ">generation "+test.want+" >proof"; got != want {
+				t.Errorf("planned %s, want %s", got, want)
 			}
 		})
 	}
@@ -248,7 +250,7 @@ func TestHostRejectedConfigurationStaysOut(t *testing.T) {
 	good := p.has(t, proxy.HAProxyPath)
 	p.text = "broken\nno such section"
 	changes := planOnly(t, p, plan.Present)
-	err := changes[0].Do(t.Context(), func(string) {})
+	err := changes[1].Do(t.Context(), func(string) {})
 	if !errors.Is(err, remote.ErrCheck) || !strings.Contains(err.Error(), "no such section") && !strings.Contains(err.Error(), "unknown keyword") {
 		t.Errorf("got %v, want ErrCheck with what haproxy says", err)
 	}
@@ -344,13 +346,13 @@ func TestHostOrder(t *testing.T) {
 		return []proxy.File{{Path: proxy.CheckPath}, {Path: proxy.HAProxyPath, Service: "haproxy"}, {Path: proxy.KeepalivedPath, Service: "keepalived"}}, nil
 	}
 	changes := planOnly(t, s, plan.Present)
-	want := "+packages +/etc/sysctl.d/90-ftpdeploy.conf ~sysctl net.ipv4.ip_nonlocal_bind ~firewalld ~selinux haproxy_connect_any " +
+	want := "+packages >generation +/etc/sysctl.d/90-ftpdeploy.conf ~sysctl net.ipv4.ip_nonlocal_bind ~firewalld ~selinux haproxy_connect_any " +
 		"+/usr/libexec/keepalived/ftpdeploy-check +/etc/haproxy/haproxy.cfg +/etc/keepalived/keepalived.conf " +
-		"~haproxy.service enabled ~keepalived.service enabled >haproxy.service >keepalived.service"
+		"~haproxy.service enabled ~keepalived.service enabled >haproxy.service >keepalived.service >proof"
 	if got := targets(changes); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if !strings.Contains(changes[1].Detail.Unified, "\n+net.ipv4.ip_nonlocal_bind = 1\n") {
+	if !strings.Contains(changes[2].Detail.Unified, "\n+net.ipv4.ip_nonlocal_bind = 1\n") {
 		t.Errorf("kernel settings: %s", changes[1].Detail.Unified)
 	}
 	// There, with the setting lost since and another version than the one that is pinned.
@@ -367,7 +369,7 @@ func TestHostOrder(t *testing.T) {
 	if c := changes[0]; c.Action != plan.Update || c.Effect != plan.Restart || c.Detail.Fields[0] != (plan.Field{Path: "haproxy", Before: "2.4.17-1.el9", After: "2.4.22-3.el9"}) {
 		t.Errorf("another version: %+v", c)
 	}
-	if c := changes[2]; c.From != "0" || c.Detail.Fields[0] != (plan.Field{Path: "net.ipv4.ip_nonlocal_bind", Before: "0", After: "1"}) {
+	if c := changes[3]; c.From != "0" || c.Detail.Fields[0] != (plan.Field{Path: "net.ipv4.ip_nonlocal_bind", Before: "0", After: "1"}) {
 		t.Errorf("kernel setting: %+v", c)
 	}
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// Env answers for HOME, SSH_AUTH_SOCK and KUBECONFIG.
 	Env     func(string) (string, bool)
 	Version string // of ftpdeploy, for the user agent
+	// Keep keeps the evidence of a failure before anything is put back: name has
+	// slashes, "haproxy-a/journal.txt". nil = nobody wants it.
+	Keep func(name string, text []byte) error
 }
 
 // Live holds the connections of one run. Each is made when it is first needed,
@@ -37,6 +40,8 @@ type Live struct {
 	vcenters map[*blueprints.VCenter]*connection[*vsphere.Client]
 	hosts    map[*blueprints.Box]*connection[*remote.Host]
 	clusters map[*blueprints.Cluster]*connection[*kube.Client]
+
+	steps []*hostStep // of the last List
 
 	mu       sync.Mutex
 	observed []Observation

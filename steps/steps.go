@@ -59,7 +59,9 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 	for _, b := range made {
 		list = append(list, newPower(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
 	}
+	l.steps = seen.hosts
 	for _, h := range seen.hosts {
+		h.keep, h.cluster = l.options.Keep, l.clusterStep
 		list = append(list, h)
 	}
 	for _, s := range t.Services {
@@ -251,6 +253,15 @@ func standbyFirst(hosts []*hostStep) {
 			}
 		}
 	}
+}
+
+// clusterStep is the step that keeps the cluster's part of a service, nil where
+// that is someone else's.
+func (l *Live) clusterStep(s *blueprints.Service) plan.Step {
+	if s.Server != "vsftpd" {
+		return nil
+	}
+	return newKubernetes(l.topology, s, l.clusterOf(s.Cluster), nil)
 }
 
 func (l *Live) vcenterOf(b *blueprints.Box) func(context.Context) (*vsphere.Client, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
 // settleBound is how long after a change a failing smoke test is tried again. A
@@ -53,7 +55,7 @@ needed make them, without a question. The blueprint and its variables must be th
 					return err
 				}
 			}
-			changed, err := d.reach(cmd.Context(), l, func(ctx context.Context) (*plan.Plan, error) {
+			p, err := d.reach(cmd.Context(), l, !noVerify, func(ctx context.Context) (*plan.Plan, error) {
 				if saved != nil {
 					return d.again(ctx, args[0], saved)
 				}
@@ -62,7 +64,7 @@ needed make them, without a question. The blueprint and its variables must be th
 			if err != nil || saved != nil && saved.Plan.Goal == plan.Absent {
 				return err
 			}
-			return d.prove(cmd.Context(), changed, noVerify)
+			return d.prove(cmd.Context(), p, noVerify)
 		},
 	}
 	g.flags(c)
@@ -85,19 +87,20 @@ func (g *guard) read(name string) (*planFile, error) {
 	return f, nil
 }
 
-// prove runs the smoke tests after an apply.
-func (d *deployment) prove(ctx context.Context, changed, noVerify bool) error {
+// prove runs the smoke tests after an apply; p is what was applied, nil where
+// nothing was to do.
+func (d *deployment) prove(ctx context.Context, p *plan.Plan, noVerify bool) error {
 	if noVerify {
 		d.emit(event{level: "warn", msg: "NOT VERIFIED: --no-verify was given, nobody knows whether a transfer works. Run: ftpdeploy verify", data: note{}})
 		return nil
 	}
 	settle := time.Duration(0)
-	if changed {
+	if p != nil {
 		settle = settleBound
 	}
 	if err := d.verify(ctx, nil, settle); err != nil {
-		if changed {
-			return &exitError{6, err}
+		if p != nil {
+			return d.unproven(ctx, p, err)
 		}
 		return err
 	}
@@ -123,7 +126,7 @@ func (a *app) destroyCommand() *cobra.Command {
 			d.guard = g
 			l := d.newLock(wait)
 			defer l.release()
-			_, err = d.reach(cmd.Context(), l, func(ctx context.Context) (*plan.Plan, error) {
+			_, err = d.reach(cmd.Context(), l, false, func(ctx context.Context) (*plan.Plan, error) {
 				return d.ask(ctx, plan.Absent, yes, "Destroy all of this?")
 			})
 			return err
@@ -138,6 +141,50 @@ func (a *app) destroyCommand() *cobra.Command {
 
 func lockFlag(c *cobra.Command, wait *time.Duration) {
 	c.Flags().DurationVar(wait, "lock-timeout", 0, "`bound` on the wait for another run's lock (default: do not wait)")
+}
+
+// unproven is the end of a run whose changes are made and whose smoke test fails:
+// all goes back, unless the test failed before the first change too.
+func (d *deployment) unproven(ctx context.Context, p *plan.Plan, err error) error {
+	if d.broken {
+		d.next = []string{"ftpdeploy verify"}
+		return &exitError{6, fmt.Errorf("%w\nIt failed before the first change too: this run did not break it, and nothing was rolled back", err)}
+	}
+	var decided *exitError
+	if errors.As(err, &decided) {
+		err = decided.err
+	}
+	var back *plan.RollbackError
+	if err = p.Rollback(ctx, err); errors.As(err, &back) {
+		return err
+	}
+	return &exitError{6, err}
+}
+
+// baselineTime bounds the smoke test before the first change.
+const baselineTime = 30 * time.Second
+
+// baseline tells apart what this run breaks from what was broken: it proves the
+// boxes, and with smoke runs the smoke blocks, before the first change. Where
+// machines are not made yet there is nothing to prove.
+func (d *deployment) baseline(ctx context.Context, p *plan.Plan, smoke bool) {
+	if slices.ContainsFunc(p.Changes(), func(c plan.Change) bool { return c.From == plan.Unseen }) {
+		return
+	}
+	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
+	ctx, cancel := d.cancelOnStop(ctx)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	d.live.Baseline(ctx)
+	if !smoke {
+		return
+	}
+	results, err := d.live.Smoke(ctx, steps.SmokeOptions{})
+	d.broken = err != nil
+	if err != nil && len(results) > 0 {
+		d.emit(event{level: "warn", msg: "Before the first change: " + err.Error(), data: note{}})
+	}
 }
 
 // ask makes a plan, shows it, and asks whether it is wanted.
@@ -167,12 +214,16 @@ func (d *deployment) again(ctx context.Context, name string, f *planFile) (*plan
 	return p, nil
 }
 
-// reach takes the lock and applies the plan that agreed returns. It tells whether
-// anything was to do.
-func (d *deployment) reach(ctx context.Context, l *lock, agreed func(context.Context) (*plan.Plan, error)) (bool, error) {
+// reach takes the lock and applies the plan that agreed returns, which it returns
+// too; nil where nothing was to do. With smoke it looks before the first change
+// whether the smoke tests pass.
+func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func(context.Context) (*plan.Plan, error)) (*plan.Plan, error) {
 	p, err := d.agree(ctx, l, agreed)
 	if err != nil || p.Empty() {
-		return false, err
+		return nil, err
+	}
+	if p.Goal == plan.Present {
+		d.baseline(ctx, p, smoke)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
@@ -182,11 +233,14 @@ func (d *deployment) reach(ctx context.Context, l *lock, agreed func(context.Con
 	err = p.Apply(ctx, d.stop)
 	took := d.now().Sub(start)
 	if err != nil {
-		d.emit(event{level: "error", msg: o.undone(p), data: note{}})
-		return true, err
+		var back *plan.RollbackError
+		if !errors.As(err, &back) || !back.Complete() {
+			d.emit(event{level: "error", msg: o.undone(p), data: note{}})
+		}
+		return p, err
 	}
 	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), took.Seconds()), data: note{}})
-	return true, nil
+	return p, nil
 }
 
 // agree returns a plan that was shown and said yes to, with the lock held unless
@@ -251,8 +305,35 @@ func (o *observer) Observe(e plan.Event) {
 		o.emit(event{level: "error", msg: e.Step + ": " + e.Err.Error(), data: stepEnd{e.Step, "failed", e.Index}})
 	case plan.StepSkipped:
 		o.emit(event{level: "warn", msg: e.Err.Error(), data: stepEnd{e.Step, "skipped", e.Index}})
+	case plan.RollbackStarted, plan.RollbackDone, plan.RollbackFailed:
+		o.rollback(e)
 	case plan.StepPlanned, plan.StepStarted:
 	}
+}
+
+func (o *observer) rollback(e plan.Event) {
+	o.mu.Lock()
+	key := "rollback " + e.Step
+	if e.Kind == plan.RollbackStarted {
+		o.started[key] = o.now()
+		for _, c := range e.Changes {
+			delete(o.done, e.Step+c.Target)
+		}
+	}
+	elapsed := o.now().Sub(o.started[key])
+	o.mu.Unlock()
+	r := rollback{phase: "end", Address: e.Step, ElapsedMS: elapsed.Milliseconds(), Outcome: "done"}
+	level := "info"
+	msg := fmt.Sprintf("rollback  %s is as it was  %.1f s", e.Step, elapsed.Seconds())
+	switch e.Kind {
+	case plan.RollbackStarted:
+		r.phase, r.Outcome = "start", ""
+		msg = fmt.Sprintf("rollback  %s: putting back %s", e.Step, count(len(e.Changes), "change", "changes"))
+	case plan.RollbackFailed:
+		r.Outcome, r.Cause, level = "failed", e.Err.Error(), "error"
+		msg = fmt.Sprintf("rollback  %s FAILED: %v", e.Step, e.Err)
+	}
+	o.emit(event{level: level, msg: msg, data: r})
 }
 
 func (o *observer) change(e plan.Event) {

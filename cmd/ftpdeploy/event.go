@@ -93,6 +93,13 @@ type (
 		Outcome   string `json:"outcome,omitempty"` // changed, failed, skipped
 		Cause     string `json:"cause,omitempty"`
 	}
+	rollback struct {
+		phase     string // start, end: the last word of the type
+		Address   string `json:"address"` // the step
+		ElapsedMS int64  `json:"elapsed_ms"`
+		Outcome   string `json:"outcome,omitempty"` // done, failed
+		Cause     string `json:"cause,omitempty"`
+	}
 	stepEnd struct {
 		Step    string `json:"step"`
 		Outcome string `json:"outcome"` // changed, failed, skipped
@@ -129,7 +136,7 @@ type (
 	progress struct{} // no result: people see it on stderr while it is true
 	runEnd   struct {
 		Exit    int      `json:"exit"`
-		Outcome string   `json:"outcome"` // ok, no_changes, changes, failed, partial
+		Outcome string   `json:"outcome"` // ok, no_changes, changes, rolled_back, failed, partial
 		Changed int      `json:"changed"`
 		MS      int64    `json:"ms"`
 		RunDir  string   `json:"run_dir,omitempty"`
@@ -151,6 +158,8 @@ func (e event) kind() string {
 		return "plan.summary"
 	case action:
 		return "action." + d.phase
+	case rollback:
+		return "rollback." + d.phase
 	case stepEnd:
 		return "step.end"
 	case lockState:

@@ -46,6 +46,7 @@ func exitCode(err error, changed bool) int {
 	var decided *exitError
 	var drift *plan.DriftError
 	var left *plan.NotConvergedError
+	var back *plan.RollbackError
 	switch {
 	case err == nil:
 		return 0
@@ -55,8 +56,12 @@ func exitCode(err error, changed bool) int {
 		return 130
 	case errors.As(err, &left):
 		return 6
+	case errors.As(err, &back) && !back.Complete():
+		return 6
 	case errors.As(err, &drift):
 		return 4
+	case back != nil:
+		return 5
 	case changed:
 		return 6
 	}

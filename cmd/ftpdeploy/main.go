@@ -102,7 +102,7 @@ func (a *app) end(code int, err error) {
 	if text := message(err); text != "" {
 		a.emit(event{level: "error", msg: "Error: " + text, data: note{}})
 	}
-	outcome := map[int]string{0: "ok", 2: "changes"}[code]
+	outcome := map[int]string{0: "ok", 2: "changes", 5: "rolled_back"}[code]
 	if outcome == "" {
 		outcome = "failed"
 		if a.changed > 0 {
@@ -205,6 +205,7 @@ Exit codes:
   2    with --detailed-exitcode: changes are pending
   3    blueprint or variable invalid
   4    the world or the blueprint changed since the plan; stopped at a safe point
+  5    apply or its smoke test failed; all was rolled back, and looked at again
   6    apply failed part-way, or the result differs from the plan: a human is needed
   7    verify found a fault
   8    locked by another run; nothing was changed

@@ -110,6 +110,7 @@ type deployment struct {
 	*app
 	topology *blueprints.Topology
 	live     *steps.Live
+	broken   bool // the smoke tests failed before the first change
 	guard    guard
 	data     []string // volumes whose data goes although the blueprint keeps it
 }
@@ -121,7 +122,7 @@ func (a *app) open(deleteData []string) (*deployment, error) {
 		return nil, err
 	}
 	live := steps.Open(t, steps.Options{
-		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Env: a.env, Version: version(),
+		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Env: a.env, Version: version(), Keep: a.keeping(t),
 	})
 	return &deployment{app: a, topology: t, live: live, data: deleteData}, nil
 }
@@ -161,7 +162,7 @@ func (d *deployment) look(ctx context.Context, goal plan.Goal) (*plan.Plan, []st
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := plan.Make(ctx, goal, list, plan.Options{Parallel: d.parallel})
+	p, err := plan.Make(ctx, goal, list, plan.Options{Parallel: d.parallel, Rollback: d.topology.Rollout.OnFailure != "halt"})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -77,6 +77,9 @@ func (h *human) emit(e event) {
 		h.lock(e, d)
 	case action:
 		h.action(e, d)
+	case rollback:
+		h.clear()
+		fmt.Fprintln(h.err, e.msg)
 	case stepEnd:
 		h.stepEnd(e, d)
 	case smokeCheck:

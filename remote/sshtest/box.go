@@ -43,7 +43,7 @@ func StartBox(t testing.TB) *Box {
 			t.Fatal(err)
 		}
 	}
-	programs := []string{"dpkg-query", "apt-cache", "apt-get", "systemctl", "journalctl", "ip", "nft"}
+	programs := []string{"dpkg-query", "apt-cache", "apt-get", "systemctl", "systemd-run", "journalctl", "ip", "nft"}
 	b.write("box.sh", boxScript, 0o755)
 	for _, p := range programs {
 		if err := os.Symlink(filepath.Join(dir, "box.sh"), filepath.Join(dir, "bin", p)); err != nil {
@@ -67,7 +67,8 @@ func (b *Box) Config(comment string) string {
 
 // Set gives one of the box's own files a new content: addresses (as `ip -br
 // addr`), ruleset (as `nft list ruleset`), locked (the package manager's lock is
-// held once), fail/UNIT (it does not start, or ignores a reload).
+// held once), fail/UNIT (it does not start, or ignores a reload; systemd-run: no
+// timer starts).
 func (b *Box) Set(name, content string) { b.write(name, content, 0o644) }
 
 // Calls returns the calls of the box's programs that begin with one of the prefixes.
@@ -135,6 +136,8 @@ func (b *Box) Snapshot() string {
 func (b *Box) stop() {
 	b.Kill("haproxy")
 	b.Kill("keepalived")
+	b.Kill("ftpdeploy-revert.timer")
+	b.Kill("ftpdeploy-revert")
 }
 
 func (b *Box) write(name, content string, mode os.FileMode) {

@@ -122,6 +122,11 @@ systemctl)
 			case $what in
 			MainPID) if alive "$u"; then pid "$u"; else echo 0; fi ;;
 			ActiveState) if alive "$u"; then echo active; else echo inactive; fi ;;
+			UnitFileState)
+				if [ -f "$BOX/enabled/$u" ]; then echo enabled
+				elif [ -f "$BOX/installed/$u" ]; then echo disabled
+				else echo; fi
+				;;
 			*) refuse "$verb" "$@" ;;
 			esac
 			exit
@@ -160,6 +165,22 @@ systemctl)
 		;;
 	*) refuse "$verb" "$@" ;;
 	esac
+	;;
+systemd-run)
+	for w; do
+		case $w in
+		--quiet | --collect | --timer-property=AccuracySec=100ms | /bin/sh | timer) ;;
+		--unit=*) u=${w#--unit=} ;;
+		--on-active=*s) s=${w#--on-active=} s=${s%s} ;;
+		/*/revert) script=$w ;;
+		*) refuse "$@" ;;
+		esac
+	done
+	! alive "$u" && ! alive "$u.timer" || { echo "Failed to start transient timer unit: Unit $u.timer was already loaded." >&2; exit 1; }
+	[ ! -f "$BOX/fail/$me" ] || { echo "Failed to start transient timer unit." >&2; exit 1; }
+	setsid sh -c 'trap "kill \$!; exit" TERM; sleep "$1" & wait; trap - TERM
+		mv "$BOX/run/$3.timer" "$BOX/run/$3"; sh "$2" timer; rm -f "$BOX/run/$3"' sh "$s" "$script" "$u" >"$BOX/log/$u" 2>&1 </dev/null &
+	echo $! >"$BOX/run/$u.timer"
 	;;
 journalctl)
 	[ "$1 $2 $3 $4" = '-q -o cat -u' ] || refuse "$@"

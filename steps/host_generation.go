@@ -1,0 +1,377 @@
+package steps
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
+)
+
+// What the store of generations keeps beside them.
+const (
+	generationAt = stateDir + "/generation" // number of the last one
+	armedAt      = stateDir + "/armed"      // number of the one that nobody has confirmed yet
+)
+
+// How long a proof is tried again, and what it leaves of the timer's time.
+const (
+	settleBound  = 20 * time.Second // once the cluster's part is there: health checks and NodePorts follow
+	revertTime   = 15 * time.Second // of confirm_within, for the way back
+	baselineTime = 15 * time.Second
+	backTime     = 15 * time.Second // until the former service answers after a revert
+)
+
+// newBox stands, among what worked before, for a box that has never carried a
+// service of ours.
+const newBox = "(new)"
+
+// trial is one set of changes of a box from the arming of its timer to the proof.
+type trial struct {
+	generation remote.Generation
+	n          int       // 0 = not armed
+	until      time.Time // the end of proving; zero = no timer runs
+	proven     []string  // services that worked before
+	transcript []string  // of every proof
+}
+
+// number reads a file that holds one.
+func (l *hostLook) number(file string) int {
+	n, err := strconv.Atoi(strings.TrimSpace(string(l.state(file).Content)))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// guarded puts the keeping of what is there before the changes of a box, and its
+// proof behind them.
+func (l *hostLook) guarded(changes []plan.Change) []plan.Change {
+	pending := l.number(armedAt)
+	if len(changes) == 0 && pending == 0 {
+		return nil
+	}
+	t := &trial{generation: l.generation()}
+	for i := range changes {
+		changes[i].Covered = true
+	}
+	arm := plan.Change{
+		Action: plan.Run, Target: l.target("generation"), Want: "kept", Reason: "the box changes",
+		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, report func(string)) error {
+			report("looking what works now")
+			return l.arm(ctx, h, t, report)
+		}),
+		Undo: func(ctx context.Context) error { return l.revert(ctx, t) },
+	}
+	prove := plan.Change{
+		Action: plan.Run, Target: l.target("proof"), Want: "confirmed", Covered: true,
+		Reason: "its own address is proven before it is left to itself",
+		Do: func(ctx context.Context, report func(string)) error {
+			h, err := l.connect(ctx)
+			if err != nil {
+				return err
+			}
+			return l.confirm(ctx, h, t, report)
+		},
+	}
+	last := l.number(generationAt)
+	number := plan.Field{Path: "kept as generation", After: strconv.Itoa(last + 1)}
+	if pending > 0 {
+		arm.From, prove.From = fmt.Sprintf("armed %d", pending), "not confirmed"
+		arm.Reason = fmt.Sprintf("generation %d was never confirmed: the run that began it broke off", pending)
+		number.After = strconv.Itoa(pending)
+	}
+	timer := plan.Field{Path: "reverts by itself", After: "never: on_failure is \"halt\""}
+	if t.generation.Within > 0 {
+		timer.After = fmt.Sprintf("%s later, unless it is proven", t.generation.Within)
+	}
+	arm.Detail.Fields = []plan.Field{number, timer}
+	return slices.Concat([]plan.Change{arm}, changes, []plan.Change{prove})
+}
+
+// generation is what the changes of the box may touch.
+func (l *hostLook) generation() remote.Generation {
+	g := remote.Generation{Dir: l.root + stateDir, Settings: l.settings(), Pending: l.number(armedAt)}
+	if l.topology.Rollout.OnFailure != "halt" {
+		g.Within = cmp.Or(l.topology.Rollout.ConfirmWithin, 90*time.Second)
+	}
+	for _, f := range l.files {
+		g.Files = append(g.Files, l.root+f.Path)
+	}
+	for _, f := range []string{enabledAt, openedAt, booleanAt} {
+		g.Files = append(g.Files, l.root+f)
+	}
+	installed := l.lines(installedAt)
+	for _, d := range l.daemons() {
+		ours := l.facts.Packages[d.pkg].Version == "" || slices.Contains(installed, d.pkg)
+		g.Services = append(g.Services, remote.Service{Daemon: d.Daemon, Stop: ours && !l.facts.Files[d.Marker].Exists})
+	}
+	g.Rules = l.missingRules()
+	if on, known := l.facts.SELinux.Booleans[connectAny]; known && !on && l.group.SELinux == "manage" {
+		g.Booleans = []string{connectAny}
+	}
+	return g
+}
+
+// arm looks what works, keeps what is there and starts the timer.
+func (l *hostLook) arm(ctx context.Context, h *remote.Host, t *trial, report func(string)) error {
+	worked := l.worked
+	if worked == nil {
+		worked = l.measure(ctx, h)
+	}
+	t.transcript = slices.Clone(worked.transcript)
+	t.generation.Proven = slices.Clone(worked.proven)
+	if d := l.daemons()[0]; !l.facts.Files[d.Marker].Exists {
+		t.generation.Proven = append(t.generation.Proven, newBox)
+	}
+	report("keeping what is there")
+	start := time.Now()
+	n, proven, err := h.Arm(ctx, t.generation)
+	if err != nil {
+		return err
+	}
+	t.n, t.proven = n, proven
+	if within := t.generation.Within; within > 0 {
+		t.until = start.Add(within - min(revertTime, within/3))
+	}
+	return nil
+}
+
+// measure proves the box as it is.
+func (s *hostStep) measure(ctx context.Context, h *remote.Host) *trial {
+	ctx, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	t := &trial{}
+	for _, smoke := range s.proofs() {
+		if s.prove(ctx, h, smoke, t, "before") == nil {
+			t.proven = append(t.proven, smoke.Service.Name)
+		}
+	}
+	return t
+}
+
+// Baseline proves every box at its own addresses, before the first step of the
+// list acts: what is broken afterwards is then known to have worked. A box that
+// cannot be entered has carried nothing.
+func (l *Live) Baseline(ctx context.Context) {
+	var looks []func(context.Context) error
+	for _, s := range l.steps {
+		looks = append(looks, func(ctx context.Context) error {
+			if h, err := s.connect(ctx); err == nil {
+				s.worked = s.measure(ctx, h)
+			}
+			return nil
+		})
+	}
+	_ = together(ctx, looks)
+}
+
+// confirm proves the box and stops the timer. Which service must work:
+//
+//   - one that worked before the first change, always;
+//   - one that the box has never carried, once the cluster's part of it is as the
+//     blueprint says. On the first day that part is made at the same time, so it
+//     may not be there yet.
+//
+// One that did not work before and does not work now was broken by others: the
+// smoke tests at the end of the run tell that.
+func (l *hostLook) confirm(ctx context.Context, h *remote.Host, t *trial, report func(string)) error {
+	if t.n == 0 {
+		return errors.New("bug: a box is proven whose generation was not kept")
+	}
+	for _, s := range l.proofs() {
+		if err := l.settle(ctx, h, s, t, report); err != nil {
+			return err
+		}
+	}
+	if t.until.IsZero() {
+		return nil
+	}
+	report("confirming generation " + strconv.Itoa(t.n))
+	return h.Confirm(ctx, t.generation, t.n)
+}
+
+// settle proves one service, again and again while its parts may still come up.
+func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smoke, t *trial, report func(string)) error {
+	until := t.until
+	if until.IsZero() {
+		until = time.Now().Add(settleBound)
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errors.New("the time that confirm_within leaves for proving is over"))
+	defer cancel()
+	var steady time.Time // since when the cluster's part is known to be there
+	var last error
+	for {
+		err := l.prove(ctx, h, s, t, "after")
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil && last != nil {
+			err = last // what was seen, rather than that the time is over
+		}
+		last = err
+		ready, cluster := l.serving(ctx, s.Service)
+		worked := slices.Contains(t.proven, s.Service.Name)
+		fresh := slices.Contains(t.proven, newBox) && ready && cluster == nil
+		switch {
+		case !worked && !fresh:
+			report(fmt.Sprintf("not proven, and it did not work before: %v", err))
+			return nil
+		case !ready || cluster != nil:
+			steady = time.Time{}
+		case steady.IsZero():
+			steady = time.Now()
+		}
+		if ctx.Err() != nil || !steady.IsZero() && time.Since(steady) > settleBound {
+			return fmt.Errorf("the box does not serve: %w", err)
+		}
+		report("not yet: " + err.Error())
+		pause := time.NewTimer(smokePause)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+		case <-pause.C:
+		}
+	}
+}
+
+// proofs are the smoke blocks by which the box is proven at its own addresses,
+// one a service: the standby's where there is one.
+func (s *hostStep) proofs() []*blueprints.Smoke {
+	var all []*blueprints.Smoke
+	for _, service := range s.topology.Services {
+		if service.VIP.Group != s.group {
+			continue
+		}
+		var chosen *blueprints.Smoke
+		for _, smoke := range s.topology.Smokes {
+			if smoke.Service == service && (chosen == nil || chosen.Standby == nil && smoke.Standby != nil) {
+				chosen = smoke
+			}
+		}
+		if _, ok := proxy.Direct(s.topology, s.box, service); ok && chosen != nil {
+			short := *chosen
+			short.LongIdle = 0
+			all = append(all, &short)
+		}
+	}
+	return all
+}
+
+// prove moves a file through the box's own address. The connections are opened
+// by the box itself: whether a client may come is not what its changes decide.
+// Where it forwards none they are opened here.
+func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.Smoke, t *trial, when string) error {
+	own, _ := proxy.Direct(s.topology, s.box, smoke.Service)
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := h.DialContext(ctx, network, address)
+		if errors.Is(err, remote.ErrForwarding) {
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+		return conn, err
+	}
+	r := prove(ctx, smoke, s.box, own.String(), dial)
+	t.transcript = append(t.transcript, fmt.Sprintf("== %s, %s the change, %s", time.Now().UTC().Format(time.RFC3339), when, r.Address))
+	t.transcript = append(t.transcript, r.Report.Transcript...)
+	if r.Err != nil {
+		t.transcript = append(t.transcript, r.Err.Error())
+	}
+	return r.Err
+}
+
+// serving tells whether the cluster's part of a service is as the blueprint says;
+// false too where that is not ours to know.
+func (l *hostLook) serving(ctx context.Context, s *blueprints.Service) (bool, error) {
+	if l.cluster == nil {
+		return false, nil
+	}
+	step := l.cluster(s)
+	if step == nil {
+		return false, nil
+	}
+	changes, err := step.Plan(ctx, plan.Present)
+	return len(changes) == 0, err
+}
+
+// revert keeps the evidence and puts back what the box had; what worked before
+// must work again.
+func (l *hostLook) revert(ctx context.Context, t *trial) error {
+	if t.n == 0 {
+		return nil // nothing was changed
+	}
+	h, err := l.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: it reverts by itself", err)
+	}
+	evidence := l.evidence(ctx, h, t)
+	if err := h.Revert(ctx, t.generation, t.n); err != nil {
+		return errors.Join(err, evidence)
+	}
+	for _, s := range l.proofs() {
+		if !slices.Contains(t.proven, s.Service.Name) {
+			continue
+		}
+		if err := l.again(ctx, h, s, t); err != nil {
+			return errors.Join(fmt.Errorf("reverted, and what worked before does not: %w", err), evidence)
+		}
+	}
+	if !l.marked() {
+		return h.RemoveAll(ctx, l.root+stateDir)
+	}
+	return nil
+}
+
+// again proves after a revert.
+func (l *hostLook) again(ctx context.Context, h *remote.Host, s *blueprints.Smoke, t *trial) error {
+	ctx, cancel := bounded(ctx, backTime, l.box.Name+" to serve as before")
+	defer cancel()
+	for {
+		err := l.prove(ctx, h, s, t, "back from")
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause := time.NewTimer(smokePause)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+		case <-pause.C:
+		}
+	}
+}
+
+// evidenceBound is how long the evidence may hold up the way back.
+const evidenceBound = 10 * time.Second
+
+// evidence keeps what tells why the change failed, before anything is put back.
+func (l *hostLook) evidence(ctx context.Context, h *remote.Host, t *trial) error {
+	if l.keep == nil {
+		return nil
+	}
+	ctx, cancel := bounded(ctx, evidenceBound, "the evidence on "+l.box.Name)
+	defer cancel()
+	var files, checks, units []string
+	for _, f := range l.files {
+		files = append(files, l.root+f.Path)
+		if r := l.file(f); r.Check != "" {
+			checks = append(checks, "echo '== "+f.Path+"'; "+strings.ReplaceAll(r.Check, "{}", "'"+r.Path+"'")+" 2>&1 </dev/null; echo \"exit status $?\"")
+		}
+	}
+	for _, d := range l.daemons() {
+		units = append(units, d.Unit)
+	}
+	found, err := h.Look(ctx, files, checks, units)
+	found = append(found, remote.Evidence{Name: "ftp-transcript.txt", Text: []byte(strings.Join(t.transcript, "\n") + "\n")})
+	for _, e := range found {
+		err = errors.Join(err, l.keep(l.box.Name+"/"+e.Name, e.Text))
+	}
+	return err
+}
