@@ -23,6 +23,7 @@ func TestMainJob(t *testing.T) {
 		{"demo applies and transfers", demo},
 		{"demo again changes nothing", demoAgain},
 		{"plan after apply is empty", planIsEmpty},
+		{"a plan only looks", plansOnlyLook},
 		{"no Python on the boxes", noPython},
 		{"a no-op plan is cheap", cheapPlan},
 		{"clients put, list and get", clients},
