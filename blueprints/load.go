@@ -111,6 +111,7 @@ type loader struct {
 	scope    *hcl.EvalContext
 	declared map[string][]string // names of blocks by type, in order
 	blocks   map[any]*block      // what a *Box, *VIP ... was read from
+	roots    []*block            // those that are in no other
 	secrets  []string            // texts that hcl must not quote; see conceal
 
 	vcenters map[string]*VCenter
@@ -157,6 +158,9 @@ func (l *loader) load(path string) {
 	}
 	l.bastions()
 	l.check()
+	if !l.diags.HasErrors() {
+		l.record()
+	}
 }
 
 // parse reads the blueprint's files.
@@ -221,6 +225,7 @@ func (l *loader) open(b *hcl.Block, s spec) *block {
 		l.declared[b.Type] = append(l.declared[b.Type], out.name)
 	}
 	out.read(dynblock.Expand(b.Body, l.scope))
+	l.roots = append(l.roots, out)
 	return out
 }
 
@@ -237,6 +242,7 @@ func (l *loader) deployment(blocks []*hcl.Block) {
 	}
 	out := &block{loader: l, typ: "deployment", name: blocks[0].Labels[0], def: blocks[0].DefRange, spec: schema["deployment"]}
 	out.read(dynblock.Expand(blocks[0].Body, l.scope))
+	l.roots = append(l.roots, out)
 	if id, err := parseID(out.name); err != nil {
 		l.fail("FTP603", place{subject: blocks[0].LabelRanges[0]}, "Not a deployment id",
 			"%s is not 1 to 40 lower case letters, digits and inner dashes. It marks everything that ftpdeploy owns, in vCenter and in Kubernetes labels.", quoted(out.name))

@@ -29,6 +29,8 @@ type Topology struct {
 	Smokes   []*Smoke
 	Rollout  Rollout
 	Outputs  []Output
+
+	sources map[string]hcl.Range // by the address of an attribute or block; see Source
 }
 
 // Secret is a value that must never be shown. Every way to format or encode it
