@@ -106,6 +106,7 @@ type Change struct {
 	Action Action `json:"action"`
 	Target string `json:"target"` // "haproxy-a:/etc/haproxy/haproxy.cfg"; unique within its step
 	Reason string `json:"reason"` // why: "not there", "nodePort 32104 differs", "config is newer than the process"
+	Cause  Cause  `json:"cause"`  // no kind reads as ByDependency
 	Effect Effect `json:"effect"` // "" reads as NoEffect
 	Detail Diff   `json:"detail"` // what differs; secrets are masked where it is made
 

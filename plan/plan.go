@@ -91,8 +91,14 @@ func look(ctx context.Context, s Step, goal Goal) ([]Change, error) {
 		if c.Effect == "" {
 			c.Effect = NoEffect
 		}
+		if c.Cause.Kind == "" {
+			c.Cause.Kind = ByDependency
+		}
 		if c.Do == nil || c.Target == "" || c.Reason == "" {
 			return nil, fmt.Errorf("bug: change %d (%q) lacks its act, target or reason", i, c.Target)
+		}
+		if c.Cause.Kind == ByBlueprint && len(c.Cause.Source) == 0 {
+			return nil, fmt.Errorf("bug: %q comes from the blueprint, and nobody knows from where in it", c.Target)
 		}
 		if seen[c.Target] {
 			return nil, fmt.Errorf("bug: target %q is planned twice", c.Target)

@@ -13,12 +13,13 @@ import (
 // haproxy renders haproxy.cfg. Its length does not depend on the number of ports:
 // a frontend binds the whole passive range, and a backend reaches NodePort
 // p+offset of the port p that the client came to.
-func (r *render) haproxy() []byte {
+func (r *render) haproxy() text {
 	var t text
 	h := &r.group.HAProxy
+	at := groupOf(r.group) + ".haproxy."
 	t.raw(r.header())
 
-	t.section("global")
+	t.head("global", by(groupOf(r.group)+".haproxy"))
 	t.line("log stdout format short local0") // systemd's journal: no syslog daemon needed, not even in the chroot
 	t.line("chroot /var/lib/haproxy")
 	t.line("user haproxy")
@@ -26,38 +27,39 @@ func (r *render) haproxy() []byte {
 	t.line("master-worker")
 	t.line("localpeer %s", r.box.Name)
 	t.line("stats socket %s mode 600 level admin expose-fd listeners", StatsSocket)
-	t.line("maxconn %d", h.MaxSessions)
-	t.line("hard-stop-after %s", duration(h.HardStopAfter))
-	t.lines(h.ExtraGlobal)
+	t.line("maxconn %s", of(h.MaxSessions, at+"max_sessions"))
+	t.line("hard-stop-after %s", of(duration(h.HardStopAfter), at+"hard_stop_after"))
+	t.lines(h.ExtraGlobal, at+"extra_global")
 
-	t.section("defaults")
+	t.head("defaults", by(groupOf(r.group)+".haproxy"))
 	t.line("mode tcp")
 	t.line("log global")
 	t.line("option tcplog")
 	t.line("option dontlognull")
 	t.line("option redispatch")
 	t.line("retries 3")
-	t.line("timeout connect %s", duration(h.Connect))
-	t.line("timeout client %s", duration(h.Client)) // the control channel is silent while a file moves
-	t.line("timeout server %s", duration(h.Server))
+	t.line("timeout connect %s", of(duration(h.Connect), at+"timeouts.connect"))
+	t.line("timeout client %s", of(duration(h.Client), at+"timeouts.client")) // the control channel is silent while a file moves
+	t.line("timeout server %s", of(duration(h.Server), at+"timeouts.server"))
 	t.line("timeout check 2s")
 	t.line("option clitcpka")
 	t.line("option srvtcpka")
 	if versionAtLeast(h.MinVersion, 2, 3) { // older ones take the idle time from sysctl net.ipv4.tcp_keepalive_time
-		t.line("clitcpka-idle %s", duration(h.TCPKeepalive))
-		t.line("srvtcpka-idle %s", duration(h.TCPKeepalive))
+		t.line("clitcpka-idle %s", of(duration(h.TCPKeepalive), at+"tcp_keepalive"), by(at+"min_version"))
+		t.line("srvtcpka-idle %s", of(duration(h.TCPKeepalive), at+"tcp_keepalive"), by(at+"min_version"))
 	}
-	t.lines(h.ExtraDefaults)
+	t.lines(h.ExtraDefaults, at+"extra_defaults")
 
 	peers := r.group.Name + "_peers"
 	if n := r.peerNetwork(); n != nil {
-		t.section("peers %s", peers)
+		t.head("peers %s", peers, by(groupOf(r.group)+".members"))
 		for _, b := range r.group.Boxes {
-			t.line("peer %s %s", b.Name, addrPort(b.NIC(n).Address, h.PeersPort))
+			nic := b.NIC(n)
+			t.line("peer %s %s:%s", of(b.Name, groupOf(r.group)+".members"), of(host(nic.Address), nicOf(b, nic)+".address"), of(h.PeersPort, at+"peers_port"))
 		}
 	}
 
-	t.section("frontend health")
+	t.head("frontend health")
 	t.line("bind %s:%d", healthHost, healthPort)
 	t.line("mode http")
 	t.line("http-request set-log-level silent")
@@ -65,20 +67,20 @@ func (r *render) haproxy() []byte {
 	for _, v := range r.vips {
 		services := r.servicesOf(v)
 		if v.Probe == "frontend" || len(services) == 0 {
-			t.line("http-request return status 200 if { path /%s }", v.Name)
+			t.line("http-request return status 200 if { path /%s }", v.Name, by(vipOf(v)+".probe"))
 			continue
 		}
 		// A service that lost its nodes must not take the VIP from its neighbours:
 		// the other box does not reach them either, unless this one reaches nothing.
 		for _, s := range services {
-			t.line("http-request return status 200 if { path /%s } { nbsrv(%s_control) ge 1 }", v.Name, s.Name)
+			t.line("http-request return status 200 if { path /%s } { nbsrv(%s_control) ge 1 }", v.Name, s.Name, by(vipOf(v)+".probe"))
 		}
 	}
 	t.line("http-request return status 503")
 
 	if nic := r.statsNIC(); nic != nil {
-		t.section("frontend stats")
-		t.line("bind %s", addrPort(nic.Address, h.StatsPort))
+		t.head("frontend stats")
+		t.line("bind %s:%s", of(host(nic.Address), nicOf(r.box, nic)+".address"), of(h.StatsPort, at+"stats_bind"))
 		t.line("mode http")
 		t.line("http-request set-log-level silent")
 		t.line("timeout client 30s")
@@ -87,28 +89,30 @@ func (r *render) haproxy() []byte {
 	}
 
 	for _, s := range r.services {
-		addresses := []netip.Addr{s.VIP.Address}
+		addresses := []value{of(host(s.VIP.Address), vipOf(s.VIP)+".address")}
 		if own, ok := Direct(r.topology, r.box, s); ok {
-			addresses = append(addresses, own)
+			addresses = append(addresses, of(host(own), nicOf(r.box, r.box.NIC(s.VIP.Network))+".address"))
 		}
+		mine, workers := serviceOf(s), clusterOf(s.Cluster)
 		control, passive := s.Name+"_control", s.Name+"_passive"
 
-		t.section("frontend %s_fe", control)
+		t.head("frontend %s_fe", control, by(mine))
 		for _, a := range addresses {
-			t.line("bind %s", addrPort(a, s.ControlPort))
+			t.line("bind %s:%s", a, of(s.ControlPort, mine+".control.port"))
 		}
 		t.line("default_backend %s", control)
 
-		t.section("frontend %s_fe", passive)
+		t.head("frontend %s_fe", passive, by(mine))
 		for _, a := range addresses {
-			t.line("bind %s-%d", addrPort(a, s.PassiveFirst), s.PassiveLast)
+			t.line("bind %s:%s-%s", a, of(s.PassiveFirst, mine+".passive.ports"), of(s.PassiveLast, mine+".passive.ports"))
 		}
 		t.line("default_backend %s", passive)
 
-		t.section("backend %s", control)
+		t.head("backend %s", control, by(mine))
 		t.line("balance source")
 		t.line("hash-type consistent")
-		t.line("stick-table type ip%s size 100k expire %s%s", family(s.VIP.Address), duration(r.stickFor()), r.sharedBy(peers))
+		t.line("stick-table type ip%s size 100k expire %s%s", of(family(s.VIP.Address), vipOf(s.VIP)+".address"),
+			of(duration(r.stickFor()), at+"timeouts.client", at+"timeouts.server"), r.sharedBy(peers))
 		t.line("stick on src")
 		t.line("option tcp-check")
 		t.line("tcp-check connect")
@@ -117,17 +121,18 @@ func (r *render) haproxy() []byte {
 		t.line("default-server check inter 1s fall 2 rise 2")
 		ids := serverIDs(r.workers[s.Cluster])
 		for i, node := range r.workers[s.Cluster] {
-			t.line("server %s %s id %d", node, addrPort(node, s.ControlNodePort), ids[i])
+			t.line("server %s %s:%s id %d", of(node, workers), host(node), of(s.ControlNodePort, mine+".control.node_port"), ids[i])
 		}
 
 		// A passive port listens only during a transfer: a check of its own would
 		// find it dead, so its servers follow those of the control port.
-		t.section("backend %s", passive)
+		t.head("backend %s", passive, by(mine))
 		t.line("balance source")
 		t.line("hash-type consistent")
 		t.line("stick on src table %s", control)
 		for i, node := range r.workers[s.Cluster] {
-			t.line("server %s %s:%+d id %d track %s/%s", node, host(node), s.NodePortFirst-s.PassiveFirst, ids[i], control, node)
+			offset := of(fmt.Sprintf("%+d", s.NodePortFirst-s.PassiveFirst), mine+".passive.node_port_first", mine+".passive.ports")
+			t.line("server %s %s:%s id %d track %s/%s", of(node, workers), host(node), offset, ids[i], control, node)
 		}
 	}
 	return t

@@ -11,11 +11,11 @@ import (
 //
 // All boxes start as BACKUP: only then does nopreempt hold. A failing script or NIC
 // is a FAULT (weight 0), as with nopreempt a lower priority alone moves nothing.
-func (r *render) keepalived() []byte {
+func (r *render) keepalived() text {
 	var t text
 	t.raw(r.header())
 
-	t.section("global_defs {")
+	t.head("global_defs {")
 	t.line("router_id %s", r.box.Name)
 	t.line("vrrp_version 3")
 	t.line("enable_script_security")
@@ -23,7 +23,7 @@ func (r *render) keepalived() []byte {
 	t.raw("}\n")
 
 	for _, v := range r.vips {
-		t.section("vrrp_script check_%s {", v.Name)
+		t.head("vrrp_script check_%s {", v.Name, by(vipOf(v)))
 		t.line(`script "%s %s"`, CheckPath, v.Name)
 		t.line("interval 1")
 		t.line("timeout 2")
@@ -39,33 +39,35 @@ func (r *render) keepalived() []byte {
 }
 
 func (r *render) instance(t *text, v *blueprints.VIP) {
-	nic := r.box.NIC(v.Network)
-	t.section("vrrp_instance %s {", v.Name)
-	t.line("interface %s", nic.Interface)
+	nic, at := r.box.NIC(v.Network), vipOf(v)+"."
+	t.head("vrrp_instance %s {", v.Name, by(vipOf(v)))
+	t.line("interface %s", of(nic.Interface, nicOf(r.box, nic)+".interface"))
 	t.line("state BACKUP")
 	if !v.Preempt {
-		t.line("nopreempt")
+		t.line("nopreempt", by(at+"preempt"))
 	}
-	t.line("virtual_router_id %d", v.VirtualRouter)
-	t.line("priority %d", r.box.Priority)
-	t.line("advert_int %s", strconv.FormatFloat(v.AdvertInterval.Seconds(), 'f', -1, 64))
-	t.line("garp_master_refresh %.0f", v.GARPRefresh.Seconds())
+	t.line("virtual_router_id %s", of(v.VirtualRouter, at+"virtual_router"))
+	t.line("priority %s", of(r.box.Priority, "lb."+r.box.Name+".priority"))
+	t.line("advert_int %s", of(strconv.FormatFloat(v.AdvertInterval.Seconds(), 'f', -1, 64), at+"advert_interval"))
+	t.line("garp_master_refresh %s", of(fmt.Sprintf("%.0f", v.GARPRefresh.Seconds()), at+"garp_refresh"))
 	if v.Transport == "unicast" && len(r.group.Boxes) > 1 {
-		t.line("unicast_src_ip %s", nic.Address)
-		t.line("unicast_peer {")
+		t.line("unicast_src_ip %s", of(nic.Address, nicOf(r.box, nic)+".address"), by(at+"transport"))
+		t.line("unicast_peer {", by(at+"transport"))
 		for _, b := range r.group.Boxes {
 			if b != r.box {
-				t.line("    %s", b.NIC(v.Network).Address)
+				other := b.NIC(v.Network)
+				t.line("    %s", of(other.Address, nicOf(b, other)+".address"))
 			}
 		}
 		t.line("}")
 	}
 	// The VIP's own NIC is watched in any case.
 	services := r.servicesOf(v)
-	var watched []string
-	for _, n := range r.box.NICs {
+	var watched []value
+	for i := range r.box.NICs {
+		n := &r.box.NICs[i]
 		if n.Network != v.Network && r.reachesWorkers(n.Network, services) {
-			watched = append(watched, n.Interface)
+			watched = append(watched, of(n.Interface, nicOf(r.box, n)+".interface"))
 		}
 	}
 	if len(watched) > 0 {
@@ -79,7 +81,7 @@ func (r *render) instance(t *text, v *blueprints.VIP) {
 	t.line("    check_%s", v.Name)
 	t.line("}")
 	t.line("virtual_ipaddress {")
-	t.line("    %s/%d dev %s", v.Address, v.Prefix, nic.Interface)
+	t.line("    %s/%s dev %s", of(v.Address, at+"address"), of(v.Prefix, at+"prefix"), of(nic.Interface, nicOf(r.box, nic)+".interface"))
 	t.line("}")
 	t.raw("}\n")
 }

@@ -43,6 +43,9 @@ type File struct {
 	Check []string
 	// Service is the systemd service to reload when the content changed, "" = none.
 	Service string
+
+	values map[place][]value // by the lines of the content
+	group  string            // address of the block that all of it serves
 }
 
 // Files returns the files of a box in the order in which they must be installed:
@@ -81,15 +84,16 @@ func Files(t *blueprints.Topology, g *blueprints.Group, box *blueprints.Box, wor
 		r.workers[s.Cluster] = slices.Compact(nodes)
 		r.services = append(r.services, s)
 	}
+	h, k := r.haproxy(), r.keepalived()
 	return []File{
-		{Path: CheckPath, Mode: 0o755, Content: r.check(), Check: []string{"bash", "-n"}},
+		{Path: CheckPath, Mode: 0o755, Content: r.check(), Check: []string{"bash", "-n"}, group: groupOf(g)},
 		{
-			Path: HAProxyPath, Mode: 0o644, Content: r.haproxy(),
-			Check: []string{"/usr/sbin/haproxy", "-c", "-f"}, Service: "haproxy",
+			Path: HAProxyPath, Mode: 0o644, Content: h.content,
+			Check: []string{"/usr/sbin/haproxy", "-c", "-f"}, Service: "haproxy", values: h.values, group: groupOf(g),
 		},
 		{
-			Path: KeepalivedPath, Mode: 0o644, Content: r.keepalived(),
-			Check: []string{"/usr/sbin/keepalived", "-t", "-f"}, Service: "keepalived",
+			Path: KeepalivedPath, Mode: 0o644, Content: k.content,
+			Check: []string{"/usr/sbin/keepalived", "-t", "-f"}, Service: "keepalived", values: k.values, group: groupOf(g),
 		},
 	}, nil
 }
@@ -172,19 +176,4 @@ func (r *render) reachesWorkers(n *blueprints.Network, services []*blueprints.Se
 	return slices.ContainsFunc(services, func(s *blueprints.Service) bool {
 		return slices.ContainsFunc(r.workers[s.Cluster], n.CIDR.Contains)
 	})
-}
-
-// text is a configuration of sections with indented lines.
-type text []byte
-
-func (t *text) raw(s string)                       { *t = append(*t, s...) }
-func (t *text) section(format string, args ...any) { *t = fmt.Appendf(*t, "\n"+format+"\n", args...) }
-
-func (t *text) line(format string, args ...any) { *t = fmt.Appendf(*t, "    "+format+"\n", args...) }
-
-// lines adds the lines of an operator's own text.
-func (t *text) lines(s string) {
-	for line := range strings.Lines(strings.TrimSpace(s)) {
-		t.line("%s", strings.TrimSpace(line))
-	}
 }
