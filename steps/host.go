@@ -406,6 +406,8 @@ func (l *hostLook) install() (plan.Change, bool) {
 	var old []string
 	var former []remote.Package // of what gets another version
 	effect, reason := plan.NoEffect, "not installed"
+	var from []string // the attributes that ask for it
+	removed := true   // all that is missing was installed by us before
 	want := sha256.New()
 	for _, p := range l.packages() {
 		fmt.Fprintf(want, "%s=%s\n", p.Name, p.Version)
@@ -413,6 +415,8 @@ func (l *hostLook) install() (plan.Change, bool) {
 		switch {
 		case has.Version == "":
 			missing = append(missing, p.Name)
+			from = append(from, l.packageFrom(p))
+			removed = removed && slices.Contains(l.lines(installedAt), p.Name)
 			after := p.Version
 			if after == "" {
 				after = has.Candidate
@@ -423,7 +427,8 @@ func (l *hostLook) install() (plan.Change, bool) {
 			fields = append(fields, plan.Field{Path: p.Name, After: after})
 		case p.Version != "" && has.Version != p.Version:
 			fields = append(fields, plan.Field{Path: p.Name, Before: has.Version, After: p.Version})
-			effect, reason = plan.Restart, "another version is installed"
+			effect, reason, removed = plan.Restart, "another version is installed", false
+			from = append(from, l.packageFrom(p)+".version")
 			former = append(former, remote.Package{Name: p.Name, Version: has.Version})
 		}
 		old = append(old, p.Name+"="+has.Version)
@@ -432,7 +437,7 @@ func (l *hostLook) install() (plan.Change, bool) {
 		return plan.Change{}, false
 	}
 	c := plan.Change{
-		Action: plan.Create, Target: l.target("packages"), Reason: reason, Effect: effect,
+		Action: plan.Create, Target: l.target("packages"), Reason: reason, Cause: asked(l.topology, from...), Effect: effect,
 		Detail: plan.Diff{Fields: fields}, Want: fmt.Sprintf("sha256:%.8x", want.Sum(nil)),
 		Do: l.act(installBound, func(ctx context.Context, h *remote.Host, report func(string)) error {
 			report("installing " + paths(fields))
@@ -461,6 +466,9 @@ func (l *hostLook) install() (plan.Change, bool) {
 	if effect == plan.Restart {
 		c.Action = plan.Update
 	}
+	if removed {
+		c.Cause = drifted("", time.Time{})
+	}
 	if len(missing) < len(l.packages()) {
 		c.From = strings.Join(old, " ")
 	}
@@ -474,7 +482,7 @@ func (l *hostLook) set(name string) (plan.Change, bool) {
 	}
 	return plan.Change{
 		Action: plan.Update, Target: l.target("sysctl " + name), From: now, Want: "1",
-		Reason: "a standby binds the VIP that it does not hold",
+		Reason: "a standby binds the VIP that it does not hold", Cause: l.since("lb_group." + l.group.Name),
 		Detail: plan.Diff{Fields: []plan.Field{{Path: name, Before: now, After: "1"}}},
 		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
 			return h.Set(ctx, name, "1")
@@ -497,11 +505,11 @@ func (l *hostLook) write(f proxy.File) (plan.Change, bool) {
 	}
 	switch {
 	case !s.Exists:
-		c.Action, c.Reason = plan.Create, "not there"
+		c.Action, c.Reason, c.Cause = plan.Create, "not there", l.since("lb_group."+l.group.Name)
 	case s.SHA256 != hex.EncodeToString(sum[:]):
-		c.Reason = l.blame(f, s)
+		c.Reason, c.Cause = l.blame(f, s)
 	case s.Mode != mode || s.Owner != "root" && l.root == "":
-		c.Reason = fmt.Sprintf("mode %s, owner %s: should be %s, root", s.Mode, s.Owner, mode)
+		c.Reason, c.Cause = fmt.Sprintf("mode %s, owner %s: should be %s, root", s.Mode, s.Owner, mode), drifted("", time.Time{})
 		c.Detail.Fields = []plan.Field{{Path: "mode", Before: s.Mode, After: mode}, {Path: "owner", Before: s.Owner, After: "root"}}
 		return c, true
 	default:
@@ -520,9 +528,9 @@ func (l *hostLook) write(f proxy.File) (plan.Change, bool) {
 
 // blame tells why a file differs: the blueprint was changed since we wrote it, or
 // someone edited it. A configuration that was loaded as it stands is our own.
-func (l *hostLook) blame(f proxy.File, s remote.FileState) string {
+func (l *hostLook) blame(f proxy.File, s remote.FileState) (string, plan.Cause) {
 	if s.Pristine {
-		return "still as its package brought it"
+		return "still as its package brought it", asked(l.topology, "lb_group."+l.group.Name)
 	}
 	when := s.Modified.UTC().Format("2006-01-02 15:04:05 MST")
 	for _, d := range l.daemons() {
@@ -531,12 +539,29 @@ func (l *hostLook) blame(f proxy.File, s remote.FileState) string {
 		}
 		switch loaded := l.facts.Files[d.Marker]; {
 		case loaded.Exists && strings.TrimSpace(string(loaded.Content)) == s.Identity:
-			return "the blueprint says otherwise"
+			return "the blueprint says otherwise", asked(l.topology, f.Because(s.Content)...)
 		case loaded.Exists:
-			return fmt.Sprintf("drift: edited at %s, owner %s", when, s.Owner)
+			return fmt.Sprintf("drift: edited at %s, owner %s", when, s.Owner), edited(s)
 		}
 	}
-	return fmt.Sprintf("differs from the blueprint: last written at %s, owner %s", when, s.Owner)
+	return fmt.Sprintf("differs from the blueprint: last written at %s, owner %s", when, s.Owner), edited(s)
+}
+
+// since is the cause of what a box lacks: the blueprint's wish at an address, or
+// drift where the box was once as it should be.
+func (l *hostLook) since(address string) plan.Cause {
+	if l.marked() {
+		return drifted("", time.Time{})
+	}
+	return asked(l.topology, address)
+}
+
+// packageFrom is the address of the block that names a package.
+func (l *hostLook) packageFrom(p remote.Package) string {
+	if p.Name == l.group.Keepalived.Name {
+		return "lb_group." + l.group.Name + ".keepalived"
+	}
+	return "lb_group." + l.group.Name + ".haproxy"
 }
 
 // file is what remote puts for f: what it replaces is kept, for the way back.
@@ -566,7 +591,7 @@ func (l *hostLook) enable(d daemon) (plan.Change, bool) {
 	}
 	return plan.Change{
 		Action: plan.Update, Target: l.target(d.Unit + " enabled"), From: u.Enabled, Want: "enabled",
-		Reason: "does not start at boot",
+		Reason: "does not start at boot", Cause: l.since("lb_group." + l.group.Name),
 		Detail: plan.Diff{Fields: []plan.Field{{Path: "enabled", Before: u.Enabled, After: "enabled"}}},
 		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
 			if u.Exists {
@@ -610,10 +635,14 @@ func (l *hostLook) load(d daemon, written bool) (plan.Change, bool) {
 	case u.Active == "":
 		c.Reason = "not there yet"
 	case u.Active != "active":
+		if loaded.Exists {
+			c.Cause = drifted("", time.Time{})
+		}
 	case written:
 		c.Effect, c.Reason = plan.Reload, "its configuration changes"
 	default:
 		c.Effect, c.Reason = plan.Reload, "its configuration on disk is not the one that it has loaded"
+		c.Cause = edited(config)
 	}
 	return c, true
 }
@@ -738,5 +767,5 @@ func (l *hostLook) marked() bool {
 }
 
 func (l *hostLook) undo(what string, action plan.Action, reason, from string, do func(context.Context, *remote.Host, func(string)) error) plan.Change {
-	return plan.Change{Action: action, Target: l.target(what), Reason: reason, From: from, Do: l.act(installBound, do)}
+	return plan.Change{Action: action, Target: l.target(what), Reason: reason, Cause: destroyed(l.topology), From: from, Do: l.act(installBound, do)}
 }

@@ -87,6 +87,7 @@ func (l *hostLook) guarded(changes []plan.Change) []plan.Change {
 	number := plan.Field{Path: "kept as generation", After: strconv.Itoa(last + 1)}
 	if pending > 0 {
 		arm.From, prove.From = fmt.Sprintf("armed %d", pending), "not confirmed"
+		arm.Cause = drifted("", time.Time{})
 		arm.Reason = fmt.Sprintf("generation %d was never confirmed: the run that began it broke off", pending)
 		number.After = strconv.Itoa(pending)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
@@ -18,6 +19,7 @@ type opening struct {
 	nic  *blueprints.NIC
 	port string     // "21/tcp", "21100-21110/tcp"; "" = VRRP
 	peer netip.Addr // the box that it may come from; invalid = any
+	from string     // address of what asks for it
 }
 
 // rule is the opening as firewalld has it. Its rich rules come back in exactly
@@ -54,8 +56,10 @@ func (o opening) String() string {
 // NICs of their VIPs, VRRP and the stick table from the other boxes, statistics.
 func (s *hostStep) openings() []opening {
 	var all []opening
+	haproxy := "lb_group." + s.group.Name + ".haproxy"
 	add := func(o opening) {
-		if o.nic != nil && !slices.Contains(all, o) {
+		same := func(other opening) bool { return other.nic == o.nic && other.port == o.port && other.peer == o.peer }
+		if o.nic != nil && !slices.ContainsFunc(all, same) {
 			all = append(all, o)
 		}
 	}
@@ -63,9 +67,9 @@ func (s *hostStep) openings() []opening {
 		if service.VIP.Group != s.group {
 			continue
 		}
-		nic := s.box.NIC(service.VIP.Network)
-		add(opening{nic: nic, port: strconv.Itoa(service.ControlPort) + "/tcp"})
-		add(opening{nic: nic, port: fmt.Sprintf("%d-%d/tcp", service.PassiveFirst, service.PassiveLast)})
+		nic, at := s.box.NIC(service.VIP.Network), "ftp_service."+service.Name
+		add(opening{nic: nic, port: strconv.Itoa(service.ControlPort) + "/tcp", from: at + ".control.port"})
+		add(opening{nic: nic, port: fmt.Sprintf("%d-%d/tcp", service.PassiveFirst, service.PassiveLast), from: at + ".passive.ports"})
 	}
 	for _, peer := range s.group.Boxes {
 		if peer == s.box {
@@ -73,19 +77,19 @@ func (s *hostStep) openings() []opening {
 		}
 		for _, v := range s.topology.VIPs {
 			if other := peer.NIC(v.Network); v.Group == s.group && other != nil {
-				add(opening{nic: s.box.NIC(v.Network), peer: other.Address})
+				add(opening{nic: s.box.NIC(v.Network), peer: other.Address, from: "vip." + v.Name})
 			}
 		}
 		for i := range s.box.NICs {
 			nic := &s.box.NICs[i]
 			if other := peer.NIC(nic.Network); other != nil {
-				add(opening{nic: nic, port: strconv.Itoa(s.group.HAProxy.PeersPort) + "/tcp", peer: other.Address})
+				add(opening{nic: nic, port: strconv.Itoa(s.group.HAProxy.PeersPort) + "/tcp", peer: other.Address, from: haproxy + ".peers_port"})
 			}
 		}
 	}
 	for i := range s.box.NICs {
 		if nic := &s.box.NICs[i]; s.group.HAProxy.StatsRole != "" && nic.Role == s.group.HAProxy.StatsRole {
-			add(opening{nic: nic, port: strconv.Itoa(s.group.HAProxy.StatsPort) + "/tcp"})
+			add(opening{nic: nic, port: strconv.Itoa(s.group.HAProxy.StatsPort) + "/tcp", from: haproxy + ".stats_bind"})
 		}
 	}
 	return all
@@ -104,7 +108,7 @@ func (l *hostLook) guard() ([]plan.Change, error) {
 	if on, known := l.facts.SELinux.Booleans[connectAny]; known && !on && l.group.SELinux == "manage" {
 		all = append(all, plan.Change{
 			Action: plan.Update, Target: l.target("selinux " + connectAny), From: "off", Want: "on",
-			Reason: "HAProxy may bind and connect to HTTP's ports only",
+			Reason: "HAProxy may bind and connect to HTTP's ports only", Cause: l.since("lb_group." + l.group.Name + ".selinux"),
 			Detail: plan.Diff{Fields: []plan.Field{{Path: connectAny, Before: "off", After: "on"}}},
 			Do: l.act(actBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
 				if err := h.Note(ctx, l.root+booleanAt, connectAny); err != nil {
@@ -142,6 +146,7 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 	var rules []remote.FirewallRule
 	var notes []string
 	var every []plan.Field
+	var from []string // what asks for those that were never opened before
 	for _, o := range openings {
 		field := plan.Field{Path: o.nic.Role, After: o.String()}
 		every = append(every, field)
@@ -149,14 +154,21 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 			fields = append(fields, field)
 			rules = append(rules, rule)
 			notes = append(notes, note(rule))
+			if !slices.Contains(l.lines(openedAt), note(rule)) {
+				from = append(from, o.from)
+			}
 		}
+	}
+	cause := asked(l.topology, from...)
+	if from == nil { // all of it was opened once
+		cause = drifted("", time.Time{})
 	}
 	if len(rules) == 0 {
 		return plan.Change{}, false, nil
 	}
 	return plan.Change{
 		Action: plan.Update, Target: l.target("firewalld"), From: "closed: " + fieldsDigest(fields), Want: fieldsDigest(every),
-		Reason: "does not let in what it must",
+		Reason: "does not let in what it must", Cause: cause,
 		Detail: plan.Diff{Fields: fields},
 		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
 			if err := h.Note(ctx, l.root+openedAt, notes...); err != nil {

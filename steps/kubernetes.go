@@ -231,7 +231,24 @@ func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change
 	if err := check.Wait(); err != nil {
 		return nil, err
 	}
+	k.missed(live, planned)
 	return slices.Concat(changes, slices.Concat(planned...), late), nil
+}
+
+// missed finds what was there: objects are made in their order, so one that is
+// missing before one that is there was deleted.
+func (k *kubernetes) missed(live []*kube.Live, planned [][]plan.Change) {
+	var later *kube.Live
+	for i := range slices.Backward(live) {
+		switch {
+		case live[i] != nil && live[i].Kind != "PersistentVolumeClaim": // which may be kept, or new
+			later = live[i]
+		case live[i] == nil && later != nil && len(planned[i]) > 0 && planned[i][0].Action == plan.Create &&
+			!strings.HasPrefix(planned[i][0].Target, "PersistentVolumeClaim "):
+			planned[i][0].Cause = drifted("", time.Time{})
+			planned[i][0].Reason += fmt.Sprintf(", and %s, which is made after it, is: it was deleted", later.Ref)
+		}
+	}
 }
 
 // find is Find with nil for what is certainly not there.
@@ -270,7 +287,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 		return nil, err
 	}
 	change := plan.Change{
-		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Effect: plan.NoEffect,
+		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Cause: k.cause(live.Ref, p.Deltas), Effect: plan.NoEffect,
 		From: p.Fingerprint(), Want: want, Do: k.applying(c, o), Needs: objectDangers(live.Kind, p.Deltas),
 	}
 	var taken []kube.Delta
@@ -305,7 +322,7 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 	}
 	target := o.Ref().String()
 	return plan.Change{
-		Action: plan.Create, Target: target, Reason: "not there", Effect: plan.NoEffect, Want: want,
+		Action: plan.Create, Target: target, Reason: "not there", Cause: asked(k.topology, k.source(o.Ref(), "")), Effect: plan.NoEffect, Want: want,
 		Detail: plan.Diff{Unified: udiff.Unified("/dev/null", target, "", text)},
 		Do:     k.applying(c, o),
 		Undo: func(ctx context.Context) error {
@@ -352,7 +369,7 @@ func (k *kubernetes) serving(ctx context.Context, c *kube.Client, live *kube.Liv
 		return nil, err
 	}
 	return []plan.Change{{
-		Action: plan.Run, Target: live.Ref.String(), Reason: "wait until it serves: " + progress, Effect: plan.NoEffect,
+		Action: plan.Run, Target: live.Ref.String(), Reason: "wait until it serves: " + progress, Cause: drifted("", time.Time{}), Effect: plan.NoEffect,
 		// A pod may become ready by itself before its turn comes.
 		From: plan.Unseen, Want: "serving",
 		Do: func(ctx context.Context, report func(string)) error { return k.await(ctx, c, report) },
@@ -584,7 +601,7 @@ func (k *kubernetes) deletion(c *kube.Client, l *kube.Live, why string) plan.Cha
 		needs = []string{DeleteData}
 	}
 	return plan.Change{
-		Action: plan.Delete, Target: l.Ref.String(), Reason: why, Effect: effect, From: l.UID, Needs: needs,
+		Action: plan.Delete, Target: l.Ref.String(), Reason: why, Cause: destroyed(k.topology), Effect: effect, From: l.UID, Needs: needs,
 		Do: func(ctx context.Context, report func(string)) error { return c.Delete(ctx, l, report) },
 	}
 }

@@ -92,7 +92,7 @@ func (s *placementStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change
 }
 
 func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal plan.Goal) (*plan.Change, error) {
-	change := &plan.Change{Target: p.Cluster + ":rules", Want: placementDigest(p), Do: s.do(p, goal)}
+	change := &plan.Change{Target: p.Cluster + ":rules", Want: placementDigest(p), Do: s.do(p, goal), Cause: asked(s.topology, "lb_group."+s.group.Name)}
 	there, err := i.HasRules(p)
 	if err != nil {
 		return nil, err

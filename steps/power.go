@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
@@ -62,12 +63,13 @@ func (s *powerStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, er
 		changes = append(changes, on)
 		pin.From = plan.Unseen
 	case !vm.On:
-		on.Reason, on.From = "is off", "off"
+		on.Reason, on.From, on.Cause = "is off", "off", drifted("", time.Time{})
 		changes = append(changes, on)
 		pin.From = plan.Unseen
 	default:
 		if missing := vm.Missing(spec.NICs); missing != "" {
-			on.Reason, on.From = "is on, but lacks "+missing, plan.Unseen // they may come at any moment
+			// They may come at any moment.
+			on.Reason, on.From, on.Cause = "is on, but lacks "+missing, plan.Unseen, drifted("", time.Time{})
 			changes = append(changes, on)
 		}
 		if len(vm.Published) == 0 {

@@ -123,7 +123,7 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 	if err != nil || e == nil {
 		return nil, err
 	}
-	return []plan.Change{s.edit(spec, e)}, nil
+	return []plan.Change{s.edit(spec, vm, e)}, nil
 }
 
 func (s *vmStep) create(spec vsphere.Spec) plan.Change {
@@ -143,7 +143,7 @@ func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 		fields = append(fields, plan.Field{Path: "nic." + n.Name, After: n.Address.String() + " on " + n.PortGroup})
 	}
 	return plan.Change{
-		Action: plan.Create, Target: spec.Name, Reason: "not there",
+		Action: plan.Create, Target: spec.Name, Reason: "not there", Cause: asked(s.topology, "lb."+s.box.Name),
 		Detail: plan.Diff{Fields: fields}, Want: fieldsDigest(fields),
 		Do: func(ctx context.Context, report func(string)) error {
 			c, err := s.client(ctx)
@@ -160,8 +160,13 @@ func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 	}
 }
 
-func (s *vmStep) edit(spec vsphere.Spec, e *vsphere.Edit) plan.Change {
+func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.Change {
 	fields := differences(e.Differences)
+	cause := asked(s.topology, vmSources(s.box, fields)...)
+	told := !slices.ContainsFunc(fields, func(f plan.Field) bool { return !strings.HasPrefix(f.Path, "guestinfo.") })
+	if e.Drift && !told {
+		cause = drifted("", vm.Modified)
+	}
 	effect, reason := plan.NoEffect, "differs: "+paths(fields)
 	switch {
 	case e.Off:
@@ -170,11 +175,11 @@ func (s *vmStep) edit(spec vsphere.Spec, e *vsphere.Edit) plan.Change {
 		effect = plan.Restart
 	case len(fields) == 1 && fields[0].Path == "name":
 		reason = "was renamed"
-	case !slices.ContainsFunc(fields, func(f plan.Field) bool { return !strings.HasPrefix(f.Path, "guestinfo.") }):
+	case told:
 		reason = "what the guest is told differs; it reads that when the VM is made anew"
 	}
 	return plan.Change{
-		Action: plan.Update, Target: spec.Name, Reason: reason, Effect: effect,
+		Action: plan.Update, Target: spec.Name, Reason: reason, Cause: cause, Effect: effect,
 		Detail: plan.Diff{Fields: fields}, From: beforeDigest(fields), Want: fieldsDigest(fields),
 		Do: func(ctx context.Context, report func(string)) error {
 			c, err := s.client(ctx)
@@ -200,7 +205,7 @@ func (s *vmStep) edit(spec vsphere.Spec, e *vsphere.Edit) plan.Change {
 
 func (s *vmStep) destroy(spec vsphere.Spec) plan.Change {
 	return plan.Change{
-		Action: plan.Delete, Target: spec.Name, Reason: "is ours: both marks name this deployment",
+		Action: plan.Delete, Target: spec.Name, Reason: "is ours: both marks name this deployment", Cause: destroyed(s.topology),
 		From: "there",
 		Do: func(ctx context.Context, report func(string)) error {
 			c, err := s.client(ctx)

@@ -230,7 +230,7 @@ func (c *Client) find(ctx context.Context, path string) (*ref, error) {
 }
 
 var machineProperties = []string{
-	"name", "runtime.powerState", "summary.runtime.bootTime", "runtime.host", "config.instanceUuid", "config.changeVersion", "config.hardware", "config.extraConfig",
+	"name", "runtime.powerState", "summary.runtime.bootTime", "runtime.host", "config.instanceUuid", "config.changeVersion", "config.modified", "config.hardware", "config.extraConfig",
 	"config.cpuHotAddEnabled", "config.memoryHotAddEnabled", "config.hotPlugMemoryLimit", "guest.net", "guest.toolsRunningStatus",
 }
 

@@ -123,6 +123,7 @@ func (i *Inventory) newConfig(spec Spec, from []types.BaseVirtualDevice) (*types
 		ExtraConfig: []types.BaseOptionValue{
 			&types.OptionValue{Key: markDeployment, Value: spec.Deployment},
 			&types.OptionValue{Key: markName, Value: spec.Name},
+			&types.OptionValue{Key: givenSpec, Value: spec.given()},
 			// A template that was made of such a VM still has that VM's.
 			&types.OptionValue{Key: pinnedKeys, Value: ""},
 			&types.OptionValue{Key: nicNames, Value: ""},

@@ -28,6 +28,7 @@ const (
 	markName       = "ftpdeploy.name"
 	pinnedKeys     = "ftpdeploy.hostkeys"
 	nicNames       = "ftpdeploy.nics" // NAME=MAC;NAME=MAC: which card is which of the blueprint's
+	givenSpec      = "ftpdeploy.spec" // what the VM was last made or set to: tells a changed blueprint from drift
 
 	// PublishedHostKeys is where the guest publishes its SSH host keys: the first
 	// two fields of each public key file ("ssh-ed25519 AAAA..."), joined by ";".
@@ -85,6 +86,7 @@ type VM struct {
 	Name       string    // may have been renamed
 	On         bool      // suspended counts as off
 	Booted     time.Time // of its last power-on, by vCenter's clock; zero = not known
+	Modified   time.Time // of its configuration, likewise
 	Tools      string    // guest.toolsRunningStatus: guestToolsRunning, guestToolsNotRunning, guestToolsExecutingScripts
 	NICs       []Card    // in the order that they were added in
 	HostKeys   []string
@@ -161,6 +163,7 @@ func newVM(deployment, name string, r ref, m *mo.VirtualMachine) (*VM, error) {
 	if at := m.Summary.Runtime.BootTime; at != nil {
 		vm.Booted = *at
 	}
+	vm.Modified = m.Config.Modified.UTC()
 	addresses := map[string][]netip.Addr{}
 	if m.Guest != nil {
 		vm.Tools = m.Guest.ToolsRunningStatus
@@ -295,6 +298,7 @@ type Edit struct {
 	Differences []Difference
 	Off         bool // the VM is on and must go off for it
 	Cuts        bool // a NIC in use is rewired
+	Drift       bool // the spec is the one that the VM was last given: it was changed by others
 	spec        types.VirtualMachineConfigSpec
 }
 
@@ -357,7 +361,21 @@ func (i *Inventory) Edit(vm *VM, spec Spec) (*Edit, error) {
 	if len(e.Differences) == 0 {
 		return nil, nil
 	}
+	if given := spec.given(); extraConfig(m)[givenSpec] == given {
+		e.Drift = true
+	} else {
+		e.spec.ExtraConfig = append(e.spec.ExtraConfig, &types.OptionValue{Key: givenSpec, Value: given})
+	}
 	return e, nil
+}
+
+// given is the text of givenSpec.
+func (s Spec) given() string {
+	text := fmt.Sprintf("cpus=%d memory_mb=%d disk_gb=%d", s.CPUs, s.MemoryMB, s.DiskGB)
+	for _, n := range s.NICs {
+		text += fmt.Sprintf(" nic.%s=%s", n.Name, n.PortGroup)
+	}
+	return text
 }
 
 func (e *Edit) device(operation types.VirtualDeviceConfigSpecOperation, d types.BaseVirtualDevice) {

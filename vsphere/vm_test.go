@@ -232,6 +232,9 @@ func TestDrift(t *testing.T) {
 			if e.Off {
 				t.Error("a VM that is off need not go off")
 			}
+			if !e.Drift {
+				t.Error("what was done by hand is not told from a changed spec")
+			}
 			before := s.Writes()
 			if err := c.Reconfigure(t.Context(), one); err != nil {
 				t.Fatal(err)
@@ -803,5 +806,21 @@ func TestRulesElsewhere(t *testing.T) {
 	p := placement(one, two)
 	if _, err := observe(t, c, nil, p).Rules(p); err == nil || !strings.Contains(err.Error(), "runs outside cluster DC0_C0") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A spec that changed is told from a VM that did.
+func TestEditTellsDriftFromAChangedSpec(t *testing.T) {
+	_, c, spec := made(t)
+	more := spec
+	more.CPUs++
+	if e := edit(t, c, more); e == nil || e.Drift {
+		t.Fatalf("a changed spec: %+v", e)
+	}
+	if err := c.Reconfigure(t.Context(), more); err != nil {
+		t.Fatal(err)
+	}
+	if e := edit(t, c, spec); e == nil || e.Drift {
+		t.Errorf("back to the first spec: %+v", e)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
@@ -60,12 +61,16 @@ type (
 		Action  string      `json:"action"`
 		Diff    []fieldDiff `json:"diff,omitempty"`
 		Unified string      `json:"unified,omitempty"`
-		Reason  string      `json:"reason"`
+		Reason  reason      `json:"reason"`
 		Effect  string      `json:"effect"`
 		Needs   []string    `json:"needs_allow,omitempty"`
 		From    string      `json:"from"`
 		Want    string      `json:"want"`
 		sign    string
+	}
+	reason struct {
+		plan.Cause
+		Text string `json:"text"`
 	}
 	fieldDiff struct {
 		Path   string `json:"path"`

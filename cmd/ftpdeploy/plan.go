@@ -259,7 +259,7 @@ func (s *planSummary) text(f *planFile, changes int) string {
 func changeEvent(n int, step string, c plan.Change) planChange {
 	out := planChange{
 		ID: fmt.Sprintf("c%d", n), Address: step, Target: c.Target, Action: c.Action.Verb(), sign: string(c.Action),
-		Unified: c.Detail.Unified, Reason: c.Reason, Effect: string(c.Effect), Needs: c.Needs, From: c.From, Want: c.Want,
+		Unified: c.Detail.Unified, Reason: reason{c.Cause, c.Reason}, Effect: string(c.Effect), Needs: c.Needs, From: c.From, Want: c.Want,
 	}
 	for _, f := range c.Detail.Fields {
 		out.Diff = append(out.Diff, fieldDiff(f))

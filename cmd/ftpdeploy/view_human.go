@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/ftpdeploy/ftpdeploy/plan"
 )
 
 // human renders events for people: results on out, progress on err.
@@ -135,10 +137,49 @@ func (h *human) change(c planChange) {
 		}
 		fmt.Fprintln(h.out, "      "+line)
 	}
-	fmt.Fprintln(h.out, "      "+h.paint(dim, "because")+"  "+c.Reason)
+	for i, line := range c.Reason.lines() {
+		word := h.paint(dim, "because")
+		if i > 0 {
+			word = "       "
+		}
+		fmt.Fprintln(h.out, "      "+word+"  "+line)
+	}
 	for _, kind := range c.Needs {
 		fmt.Fprintln(h.out, "      "+h.paint(yellow, "needs")+"    --allow "+kind)
 	}
+}
+
+// lines are a reason for people: why, then where the blueprint says so.
+func (r reason) lines() []string {
+	text := r.Text
+	if r.Kind == plan.ByDrift {
+		if !strings.HasPrefix(text, "drift: ") {
+			text = "drift: " + text
+		}
+		if r.By != "" && !strings.Contains(text, r.By) {
+			text += ", by " + r.By
+		}
+		if !r.At.IsZero() && !strings.Contains(text, " at ") {
+			text += ", at " + r.At.Format("2006-01-02 15:04:05 MST")
+		}
+	}
+	lines := []string{text}
+	const shown = 3
+	for i, s := range r.Source {
+		if i == shown {
+			lines = append(lines, fmt.Sprintf("and %d more", len(r.Source)-shown))
+			break
+		}
+		line := s.Address
+		if s.File != "" {
+			line += fmt.Sprintf("  %s:%d,%d-%d", s.File, s.Start.Line, s.Start.Col, s.End.Col)
+			if s.End.Line != s.Start.Line {
+				line = fmt.Sprintf("%s  %s:%d-%d", s.Address, s.File, s.Start.Line, s.End.Line)
+			}
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // expect tells which steps of a plan will act, so that their lines can be
