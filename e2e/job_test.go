@@ -253,17 +253,21 @@ func drift(t *testing.T) {
 			if len(changes) == 0 {
 				t.Fatal("the plan does not see it")
 			}
-			steps := map[string]bool{}
+			steps, causes := map[string]bool{}, map[string]bool{}
 			for _, c := range changes {
 				steps[c.Address] = true
 				guard := strings.HasSuffix(c.Target, ":generation") || strings.HasSuffix(c.Target, ":proof")
 				if !guard && !strings.Contains(strings.ToLower(c.Target), strings.ToLower(d.target)) {
 					t.Errorf("also planned: %+v", c)
 				}
-				t.Logf("%s %s: %s (effect: %s)", c.Action, c.Target, c.Reason, c.Effect)
+				causes[c.Reason.Kind] = true
+				t.Logf("%s %s: %s (effect: %s)", c.Action, c.Target, c.Reason.Text, c.Effect)
 			}
 			if len(steps) != 1 {
 				t.Errorf("one thing was changed, %d steps are planned: %v", len(steps), steps)
+			}
+			if !causes["drift"] || causes["blueprint"] {
+				t.Errorf("the causes are said to be %v", causes)
 			}
 			deploy(t, "apply", "--yes").must(t)
 			planIsEmpty(t)

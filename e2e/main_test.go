@@ -184,7 +184,8 @@ func lab(t *testing.T, args ...string) string {
 
 // change is a plan.change event.
 type change struct {
-	Address, Target, Action, Reason, Effect string
+	Address, Target, Action, Effect string
+	Reason                          struct{ Kind, Text, By string }
 }
 
 // planned returns the changes of ftpdeploy plan.

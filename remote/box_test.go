@@ -3,11 +3,13 @@ package remote
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +123,7 @@ func TestCostOfANoOpPlan(t *testing.T) {
 			Units:    []string{"haproxy.service", "keepalived.service"},
 			Settings: []string{"net.ipv4.ip_nonlocal_bind"},
 			Booleans: []string{"haproxy_connect_any"},
+			Ports:    []Ports{{21, 21}, {21100, 21110}},
 		}
 		for _, name := range []string{"sysctl.conf", "check", "haproxy.cfg", "keepalived.conf"} {
 			f := File{Path: b.Root + "/etc/" + name, Mode: "0644", Owner: ":", Content: text}
@@ -362,5 +365,38 @@ func TestReloadInPlace(t *testing.T) {
 	}
 	if _, err := os.Stat(d.Marker); err != nil {
 		t.Error(err)
+	}
+}
+
+// Connections are counted where they are open, and by the address they came to.
+func TestFindCountsConnections(t *testing.T) {
+	_, h, _ := startBox(t)
+	l, err := net.Listen("tcp", "127.0.9.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	other, err := net.Listen("tcp", net.JoinHostPort("127.0.9.2", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, to := range []net.Addr{l.Addr(), l.Addr(), other.Addr()} {
+		c, err := net.Dial("tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	quiet := Ports{1, 1}
+	asked := Ports{port, port}
+	f, err := h.Find(t.Context(), Query{Ports: []Ports{asked, quiet}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[netip.Addr]int{netip.MustParseAddr("127.0.9.1"): 2, netip.MustParseAddr("127.0.9.2"): 1}
+	if got, ok := f.Open[quiet]; !maps.Equal(f.Open[asked], want) || !ok || len(got) != 0 {
+		t.Errorf("open: %v, want %v at %v", f.Open, want, asked)
 	}
 }

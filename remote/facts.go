@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -21,7 +22,11 @@ type Query struct {
 	Settings []string // kernel settings: "net.ipv4.ip_nonlocal_bind"
 	Files    []FileQuery
 	Booleans []string // of SELinux
+	Ports    []Ports  // whose connections are counted
 }
+
+// Ports are local TCP ports.
+type Ports struct{ First, Last int }
 
 // FileQuery asks for a file.
 type FileQuery struct {
@@ -40,6 +45,7 @@ type Facts struct {
 	Links    []Link
 	Firewall Firewall
 	SELinux  SELinux
+	Open     map[Ports]map[netip.Addr]int // established connections to the ports that were asked for, by local address
 }
 
 // OS is what /etc/os-release says.
@@ -167,6 +173,9 @@ func (q Query) script() string {
 		call("file", f.Path, f.Known, f.Package)
 	}
 	call("addresses")
+	for _, p := range q.Ports {
+		call("connections", strconv.Itoa(p.First), strconv.Itoa(p.Last))
+	}
 	call("firewall")
 	if len(q.Booleans) > 0 {
 		call(append([]string{"selinux"}, q.Booleans...)...)
@@ -190,6 +199,7 @@ func parseFacts(out []byte) (*Facts, error) {
 		Files:    map[string]FileState{},
 		Firewall: Firewall{Zones: map[string]Zone{}, Links: map[string]string{}},
 		SELinux:  SELinux{Booleans: map[string]bool{}},
+		Open:     map[Ports]map[netip.Addr]int{},
 	}
 	var sections []section
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
@@ -236,6 +246,8 @@ func (f *Facts) add(s section) error {
 		return f.addFile(s)
 	case "addresses":
 		return f.addLinks(s.lines)
+	case "connections":
+		return f.addOpen(s)
 	case "zones":
 		f.Firewall.Firewalld, f.Firewall.Default = true, s.name
 		zone := ""
@@ -370,6 +382,29 @@ func (f *Facts) addLinks(lines []string) error {
 			link.Addresses = append(link.Addresses, address)
 		}
 		f.Links = append(f.Links, link)
+	}
+	return nil
+}
+
+// addOpen reads counts of connections with their local addresses, as uniq has them.
+func (f *Facts) addOpen(s section) error {
+	var ports Ports
+	if _, err := fmt.Sscan(s.name, &ports.First, &ports.Last); err != nil {
+		return fmt.Errorf("connections to %q: %w", s.name, err)
+	}
+	f.Open[ports] = map[netip.Addr]int{}
+	for _, line := range s.lines {
+		count, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		text, _, _ = strings.Cut(strings.Trim(text, "[]"), "%") // a link-local one has its interface
+		n, err := strconv.Atoi(count)
+		if err != nil {
+			return fmt.Errorf("connections to ports %s: %q", s.name, line)
+		}
+		address, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("connections to ports %s: %w", s.name, err)
+		}
+		f.Open[ports][address.Unmap()] += n
 	}
 	return nil
 }

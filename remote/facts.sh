@@ -73,6 +73,15 @@ addresses() {
 	printf '@addresses\n%s\n' "$v"
 }
 
+# connections FIRST LAST: how many are open to these ports, by local address. The
+# kernel is asked, and not HAProxy: it knows those of workers that a reload has
+# left behind too, and nothing that is surely on a box can read HAProxy's socket.
+connections() {
+	v=$(ss -Htn state established "( sport >= :$1 and sport <= :$2 )" 2>&1) || die "ss: $v"
+	echo "@connections $1 $2"
+	[ -z "$v" ] || echo "$v" | while read -r _ _ l _; do echo "${l%:*}"; done | sort | uniq -c
+}
+
 firewall() {
 	if has firewall-cmd && [ "$(firewall-cmd --state 2>&1)" = running ]; then
 		d=$(firewall-cmd --get-default-zone) && v=$(firewall-cmd --get-active-zones) || die 'firewall-cmd --get-active-zones'

@@ -64,6 +64,7 @@ type hostStep struct {
 	connect  func(context.Context) (*remote.Host, error)
 	rendered func(context.Context) ([]proxy.File, error)
 	first    *remote.Facts // nil once it was used
+	seen     *remote.Facts // what was seen at the start of the run; nil where the box was not there
 	after    []string
 	root     string // "" but in tests: put before the path of every file
 
@@ -163,6 +164,17 @@ func (s *hostStep) settings() []string {
 	return names
 }
 
+// services are those that the box carries.
+func (s *hostStep) services() []*blueprints.Service {
+	var all []*blueprints.Service
+	for _, service := range s.topology.Services {
+		if service.VIP.Group == s.group {
+			all = append(all, service)
+		}
+	}
+	return all
+}
+
 // packages are what the box must have installed.
 func (s *hostStep) packages() []remote.Package {
 	h, k := s.group.HAProxy.Package, s.group.Keepalived
@@ -240,6 +252,9 @@ func (s *hostStep) query(files []proxy.File) remote.Query {
 	}
 	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt} {
 		q.Files = append(q.Files, remote.FileQuery{Path: s.root + p})
+	}
+	for _, service := range s.services() {
+		q.Ports = append(q.Ports, portsOf(service)...)
 	}
 	if s.group.SELinux == "manage" {
 		q.Booleans = []string{connectAny}

@@ -216,7 +216,7 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 			return remote.Stats{}, err
 		}
 		facts, err := h.observe(ctx, files)
-		h.first = facts
+		h.first, h.seen = facts, facts
 		return host.Stats(), err
 	})
 	if errors.Is(err, ErrAbsent) {
