@@ -811,7 +811,10 @@ func TestRulesElsewhere(t *testing.T) {
 
 // A spec that changed is told from a VM that did.
 func TestEditTellsDriftFromAChangedSpec(t *testing.T) {
-	_, c, spec := made(t)
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	spec := spec(1)
+	create(t, c, spec)
 	more := spec
 	more.CPUs++
 	if e := edit(t, c, more); e == nil || e.Drift {

@@ -237,8 +237,6 @@ func host(a netip.Addr) string {
 	return strings.TrimSuffix(netip.AddrPortFrom(a, 0).String(), ":0")
 }
 
-func addrPort(a netip.Addr, port int) string { return host(a) + ":" + strconv.Itoa(port) }
-
 // duration is d as HAProxy writes it: a whole number of its largest unit.
 func duration(d time.Duration) string {
 	switch {
