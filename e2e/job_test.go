@@ -27,6 +27,7 @@ func TestMainJob(t *testing.T) {
 		{"no Python on the boxes", noPython},
 		{"a no-op plan is cheap", cheapPlan},
 		{"clients put, list and get", clients},
+		{"every path is proven, and a blocked one named", pathMatrix},
 		{"secrets are nowhere", secretsAreNowhere},
 		{"drift is named and repaired", drift},
 		{"a saved plan is what runs", savedPlan},

@@ -98,7 +98,7 @@ func (d *deployment) prove(ctx context.Context, p *plan.Plan, noVerify bool) err
 	if p != nil {
 		settle = settleBound
 	}
-	if err := d.verify(ctx, nil, settle); err != nil {
+	if _, err := d.verify(ctx, nil, settle); err != nil {
 		if p != nil {
 			return d.unproven(ctx, p, err)
 		}
@@ -417,3 +417,6 @@ func (d *deployment) outputs() {
 
 // errFault says that verify found a fault, which has been shown.
 var errFault = &exitError{7, errors.New("the smoke test failed: see above for the hop that broke")}
+
+// errPaths says that verify --matrix found paths that move no data, which have been shown.
+var errPaths = &exitError{7, errors.New("not every path works: see above for those that do not")}

@@ -171,6 +171,8 @@ func (e event) kind() string {
 		return "lock"
 	case smokeCheck:
 		return "smoke.check"
+	case matrixCell:
+		return "matrix.cell"
 	case output:
 		return "output"
 	case note:

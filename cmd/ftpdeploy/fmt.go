@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -80,22 +81,23 @@ func (a *app) format(name string, check, diff bool) (bool, error) {
 	if check {
 		return true, nil
 	}
-	return true, replaceFile(name, out)
-}
-
-// replaceFile puts new content in the place of a file, whole or not at all.
-func replaceFile(name string, content []byte) error {
 	info, err := os.Stat(name)
 	if err != nil {
-		return err
+		return true, err
 	}
+	return true, replaceFile(name, out, info.Mode().Perm())
+}
+
+// replaceFile puts content in the place of a file, whole or not at all: who reads it
+// meanwhile sees the one or the other.
+func replaceFile(name string, content []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // gone already when all went well
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(info.Mode().Perm()), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.Name(), err)
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,12 +16,21 @@ import (
 )
 
 func (a *app) verifyCommand() *cobra.Command {
-	var names []string
+	var names, reports []string
+	var matrix bool
 	c := &cobra.Command{
 		Use: "verify", Short: "Prove the service with real passive-FTP transfers",
-		Example:     "  ftpdeploy verify\n  ftpdeploy verify --name end-to-end --json",
+		Long: `Run the smoke blocks: real transfers through the VIP and, where the blueprint says so, through
+the box that does not hold it. With --matrix also prove every passive port from every box to
+every worker, by listings that change nothing.`,
+		Example: "  ftpdeploy verify\n  ftpdeploy verify --matrix\n  ftpdeploy verify --name end-to-end --json\n" +
+			"  ftpdeploy verify --matrix --report prometheus=/var/lib/node_exporter/ftp.prom",
 		Annotations: map[string]string{"events": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			files, err := parseReports(reports)
+			if err != nil {
+				return err
+			}
 			ctx, cancel := a.cancelOnStop(cmd.Context())
 			defer cancel()
 			d, err := a.open(nil)
@@ -27,21 +38,30 @@ func (a *app) verifyCommand() *cobra.Command {
 				return err
 			}
 			defer d.close()
-			return d.verify(ctx, names, 0)
+			var v verdicts
+			v.smokes, err = d.verify(ctx, names, 0)
+			if matrix && ctx.Err() == nil && (err == nil || errors.Is(err, errFault)) {
+				var paths error
+				v.cells, paths = d.matrix(ctx)
+				err = cmp.Or(err, paths)
+			}
+			return errors.Join(err, v.write(files, d.now()))
 		},
 	}
+	c.Flags().BoolVar(&matrix, "matrix", false, "prove every passive port from every box to every worker too")
+	c.Flags().StringArrayVar(&reports, "report", nil, "write the result as junit=`FILE` or prometheus=FILE (textfile collector) too")
 	c.Flags().StringArrayVar(&names, "name", nil, "only the smoke block of this `name`")
 	return c
 }
 
 // verify runs the smoke tests. With settle it tries again for that long: after
 // a change, NodePorts answer a few seconds later than Kubernetes says.
-func (d *deployment) verify(ctx context.Context, names []string, settle time.Duration) error {
+func (d *deployment) verify(ctx context.Context, names []string, settle time.Duration) ([]steps.SmokeResult, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
 	for _, name := range names {
 		if !slices.ContainsFunc(d.topology.Smokes, func(s *blueprints.Smoke) bool { return s.Name == name }) {
-			return &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
+			return nil, &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
 		}
 	}
 	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, Settle: settle, Report: d.notYet()})
@@ -50,13 +70,13 @@ func (d *deployment) verify(ctx context.Context, names []string, settle time.Dur
 	}
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return results, context.Cause(ctx)
 	case err != nil:
-		return errFault
+		return results, errFault
 	case len(results) == 0:
 		d.emit(event{level: "warn", msg: "NOT VERIFIED: the blueprint has no smoke block, nobody knows whether a transfer works.", data: note{}})
 	}
-	return nil
+	return results, nil
 }
 
 // notYet tells of a smoke test that is tried again: when its fault is another

@@ -58,7 +58,7 @@ func (h *human) emit(e event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch d := e.data.(type) {
-	case runStart, observed:
+	case runStart, observed, matrixCell: // the table has all cells
 	case progress:
 		h.progress(e.msg)
 	case planChange:

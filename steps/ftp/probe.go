@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -364,10 +363,7 @@ func (r *run) dataAddress(ctx context.Context) (host string, port int, err error
 // everyPort moves a listing through port after port until each was drawn.
 func (r *run) everyPort(ctx context.Context, c *Check, listed, name string) error {
 	n := r.PortLast - r.PortFirst + 1
-	draws := 100
-	if n <= completePorts {
-		draws = int(float64(n) * (math.Log(float64(n)) + 10)) // misses a port in 1 of 20,000 runs
-	}
+	draws := draws(n)
 	made := 0
 	for ; len(r.seen) < n && made < draws; made++ {
 		var one Check
