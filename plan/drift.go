@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -9,6 +11,10 @@ import (
 // DriftError says that the world is not as it was when the plan was made. What
 // returned it has changed nothing.
 type DriftError struct{ Drifts []Drift }
+
+// ErrMoved is the error of an act that found its target not as it was planned
+// from, and has changed nothing there. Apply makes it a *DriftError.
+var ErrMoved = errors.New("the target is not as it was planned from any more")
 
 // Drift is one target that is not as it was planned from.
 type Drift struct {
@@ -98,6 +104,22 @@ func (e *NotConvergedError) Error() string {
 		}
 	}
 	return b.String()
+}
+
+// moved is the drift of a change whose act returned cause, an ErrMoved: the step is
+// asked once more what it finds.
+func (a *application) moved(ctx context.Context, s Step, c Change, cause error) error {
+	d := Drift{Step: s.Name(), Target: c.Target, Planned: &c, Expected: c.From}
+	now, err := look(ctx, s, a.Goal)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	for i := range now {
+		if now[i].Target == c.Target {
+			d.Now, d.Found = &now[i], now[i].From
+		}
+	}
+	return &DriftError{[]Drift{d}}
 }
 
 // compare holds what a step wants now against what was approved. A prediction

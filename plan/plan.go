@@ -147,8 +147,9 @@ func (p *Plan) Changes() []Change {
 // not depend on each other act at the same time.
 //
 // Right before a step acts it plans again; where that differs from p the error
-// is a *DriftError and the step has changed nothing. After it has acted it plans
-// once more and must be silent, else the error is a *NotConvergedError.
+// is a *DriftError and the step has changed nothing. It is one too where the act
+// of a change finds its target otherwise. After a step has acted it
+// plans once more and must be silent, else the error is a *NotConvergedError.
 //
 // After the first error, and once stop is closed (nil is never), no further
 // change is begun; what is under way is finished, and Apply then returns.
@@ -260,7 +261,7 @@ func (a *application) step(ctx context.Context, i int, before []int) error {
 		a.opts.observe(Event{Kind: StepFailed, Step: name, Index: i, Err: err})
 		var left *NotConvergedError
 		if a.reverses(ctx) && !errors.As(err, &left) {
-			r := a.putBack(ctx, i)
+			r := a.putBack(ctx, i, moved(err)...)
 			a.mu.Lock()
 			a.rollback.add(r)
 			a.mu.Unlock()
@@ -293,6 +294,10 @@ func (a *application) act(ctx context.Context, i int) error {
 		}
 		if err := c.Do(ctx, report); err != nil {
 			err = fmt.Errorf("%s: %w", c.Target, err)
+			if errors.Is(err, ErrMoved) {
+				a.did[i] = a.did[i][:len(a.did[i])-1]
+				err = a.moved(ctx, e.Step, c, err)
+			}
 			a.opts.observe(Event{Kind: ChangeFailed, Step: name, Index: i, Change: &c, Err: err})
 			return err
 		}

@@ -181,6 +181,29 @@ func TestDriftStopsTheStep(t *testing.T) {
 	}
 }
 
+// TestMovedWhileItActs: an edit that comes after the last look, and that the act
+// itself finds. What the step did before goes back, and the edit stays.
+func TestMovedWhileItActs(t *testing.T) {
+	c := &cell{name: "a", want: "new", value: "old"}
+	c.do = func(c *cell) error {
+		c.value = "foreign"
+		return fmt.Errorf("write: %w", plan.ErrMoved)
+	}
+	done := &cell{name: "b", want: "1", value: "0"}
+	p, err := plan.Make(t.Context(), plan.Present, []plan.Step{done, c}, plan.Options{Rollback: true, Parallel: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.Apply(t.Context(), nil)
+	var drift *plan.DriftError
+	if !errors.As(err, &drift) || !strings.Contains(err.Error(), "planned from  old\n      now           foreign: value differs\n      wanted        new") {
+		t.Errorf("got %v", err)
+	}
+	if c.get() != "foreign" {
+		t.Errorf("the edit is gone: %q", c.get())
+	}
+}
+
 func TestPredictionMayBeNeedless(t *testing.T) {
 	vm := &cell{name: "vm", want: "on"}
 	host := &cell{name: "host", after: []string{"vm"}, want: "configured", on: vm}

@@ -109,9 +109,21 @@ func stays(did []Change) []string {
 	return left
 }
 
+// moved are the targets of err's drift.
+func moved(err error) []string {
+	var drift *DriftError
+	var all []string
+	if errors.As(err, &drift) {
+		for _, d := range drift.Drifts {
+			all = append(all, d.Target)
+		}
+	}
+	return all
+}
+
 // putBack undoes what a step has done, the last first, and looks whether it is
-// as it was.
-func (a *application) putBack(ctx context.Context, i int) RollbackError {
+// as it was but for the targets that others have changed meanwhile.
+func (a *application) putBack(ctx context.Context, i int, foreign ...string) RollbackError {
 	var r RollbackError
 	e, did := a.Entries[i], a.did[i]
 	if len(did) == 0 {
@@ -136,7 +148,8 @@ func (a *application) putBack(ctx context.Context, i int) RollbackError {
 	if r.Err == nil && len(r.Left) == 0 {
 		now, err := look(ctx, e.Step, a.Goal)
 		if err == nil {
-			err = asBefore(e.Changes, now)
+			theirs := func(c Change) bool { return slices.Contains(foreign, c.Target) }
+			err = asBefore(slices.DeleteFunc(slices.Clone(e.Changes), theirs), slices.DeleteFunc(now, theirs))
 		}
 		if err != nil {
 			r.Err = fmt.Errorf("%s: look whether it is as it was: %w", name, err)

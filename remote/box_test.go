@@ -205,6 +205,36 @@ func TestPut(t *testing.T) {
 	if all, err := os.ReadDir(filepath.Dir(f.Path)); err != nil || len(all) != 1 {
 		t.Errorf("left beside the file: %v, %v", all, err)
 	}
+	facts, err := h.Find(t.Context(), Query{Files: []FileQuery{{Path: f.Path}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := facts.Files[f.Path]
+	f.Was, f.Content = &was, []byte("fourth")
+	if err := h.Put(t.Context(), f); err != nil || read() != "fourth" {
+		t.Errorf("got %q, %v", read(), err)
+	}
+	for _, edit := range []func() error{
+		func() error { return os.WriteFile(f.Path, []byte("foreign"), 0o640) },
+		func() error { return os.Chmod(f.Path, 0o644) },
+		func() error { return os.Remove(f.Path) },
+		func() error { return os.Symlink(f.Keep, f.Path) },
+	} {
+		if err := edit(); err != nil {
+			t.Fatal(err)
+		}
+		f.Content = []byte("fifth")
+		if err := h.Put(t.Context(), f); !errors.Is(err, ErrChanged) || read() == "fifth" {
+			t.Errorf("got %v and %q, want ErrChanged", err, read())
+		}
+	}
+	f.Was = nil
+	if err := os.Remove(f.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Put(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
 	if err := h.Restore(t.Context(), f.Path, f.Keep); err != nil || read() != "first\x00\n\n" {
 		t.Errorf("put back %q, %v", read(), err)
 	}

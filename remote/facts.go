@@ -80,8 +80,17 @@ type FileState struct {
 	// Identity changes with every write, also with one that puts back what was:
 	// SHA256, inode and time of change. It is what a Daemon's Marker holds.
 	Identity string
+	Link     string // what it points to; "" = it is no symbolic link
 	Pristine bool   // as its package brought it; only told where the content was fetched
 	Content  []byte // nil where SHA256 is the Known one
+}
+
+// String is what tells one state of a file from another; "" = not there.
+func (s FileState) String() string {
+	if !s.Exists {
+		return ""
+	}
+	return strings.Join([]string{s.SHA256, s.Mode, s.Owner, s.Group, s.Link}, " ")
 }
 
 // Link is a network interface with its addresses.
@@ -350,6 +359,11 @@ func (f *Facts) addFile(s section) error {
 		Identity: strings.Join(append(w[:1:1], w[4:]...), " "), Modified: modified,
 	}
 	rest := s.lines[1:]
+	if len(rest) > 0 {
+		if target, ok := strings.CutPrefix(rest[0], "link "); ok {
+			state.Link, rest = target, rest[1:]
+		}
+	}
 	if len(rest) > 0 && rest[0] == "pristine" {
 		state.Pristine = true
 		rest = rest[1:]

@@ -62,6 +62,7 @@ file() {
 	[ -f "$1" ] || die "$1 is not a file"
 	v=$(sha256sum <"$1") && s=$(stat -L -c '%a %U %G %i %y' "$1") || die "read $1"
 	echo "${v%% *} $s"
+	[ ! -h "$1" ] || echo "link $(readlink "$1")"
 	[ "${v%% *}" != "$2" ] || return 0
 	[ -z "$3" ] || pristine "$1" "$3" "${v%% *}"
 	v=$(base64 "$1") || die "read $1"

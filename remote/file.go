@@ -10,8 +10,13 @@ import (
 	"strings"
 )
 
-// ErrCheck says that a file was not put in place because its check failed.
-var ErrCheck = errors.New("check failed")
+var (
+	// ErrCheck says that a file was not put in place because its check failed.
+	ErrCheck = errors.New("check failed")
+	// ErrChanged says that a file was not put in place because what stands there is
+	// not what was expected.
+	ErrChanged = errors.New("someone else has changed it")
+)
 
 // File is a file to put on a machine.
 type File struct {
@@ -19,11 +24,15 @@ type File struct {
 	Mode    string // octal: "0644"
 	Owner   string // user:group; "" = root:root
 	Content []byte
-	Check   string // sh command that must succeed first; {} stands for the new file; "" = none
-	Keep    string // where the file that stood there before is kept, unless something is kept there already; "" = nowhere
+	Check   string     // sh command that must succeed first; {} stands for the new file; "" = none
+	Was     *FileState // what must still stand there; nil = whatever does
+	Keep    string     // where the file that stood there before is kept, unless something is kept there already; "" = nowhere
 }
 
-const checkFailed = 65 // EX_DATAERR of sysexits.h: the exit status that stands for ErrCheck
+const (
+	checkFailed = 65 // EX_DATAERR of sysexits.h: the exit status that stands for ErrCheck
+	fileChanged = 73 // EX_CANTCREAT: for ErrChanged
+)
 
 // putScript writes $p with the content of stdin: beside it, complete (its digest
 // is compared), checked, flushed to the disk, and only then under its own name.
@@ -40,17 +49,25 @@ cat >"$t" && s=$(sha256sum <"$t") || die "write $t"
 [ "${s%% *}" = "$sum" ] || die "write $t: it did not arrive whole"
 chown "$owner" "$t" && chmod "$mode" "$t" || die "set owner and mode of $t"
 check "$t" >&2 </dev/null || exit 65
+sync "$t"
+if [ "$was" != whatever ]; then
+	now=
+	if [ -f "$p" ]; then
+		now=$(sha256sum <"$p") && now="${now%% *} $(stat -L -c '%a %U %G' "$p") $(readlink "$p" || :)" || die "read $p"
+	fi
+	[ "$now" = "$was" ] || { echo "it is ${now:-gone}" >&2; exit 73; }
+fi
 if [ "$keep" ] && [ -f "$p" ] && [ ! -e "$keep" ]; then
 	mkdir -p -m 0700 "${keep%/*}" && cp -p "$p" "$keep.new" && sync "$keep.new" && mv "$keep.new" "$keep" || die "keep the present $p"
 fi
-sync "$t" && mv -f "$t" "$p" && sync "$d" || die "put $p in place"
+mv -f "$t" "$p" && sync "$d" || die "put $p in place"
 if command -v restorecon >/dev/null; then restorecon "$p" || die "set the SELinux label of $p"; fi
 `
 
 // Put writes a file. The new content is written beside the target, checked,
 // flushed and renamed, so that the target is at any time the whole old or the
-// whole new file. A failed check is ErrCheck with the check's output, and leaves
-// the target as it was. The content travels on stdin and is never an argument.
+// whole new file. A failed check is ErrCheck with the check's output, and what is
+// not f.Was is ErrChanged; both leave the target as it was. The content travels on stdin and is never an argument.
 func (h *Host) Put(ctx context.Context, f File) error {
 	if !path.IsAbs(f.Path) {
 		return fmt.Errorf("write %s on %s: not an absolute path", f.Path, h.name)
@@ -64,13 +81,20 @@ func (h *Host) Put(ctx context.Context, f File) error {
 		check = ":"
 	}
 	sum := sha256.Sum256(f.Content)
-	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s\ncheck() ( %s )\n",
-		quote(f.Path), quote(owner), quote(f.Mode), quote(f.Keep), hex.EncodeToString(sum[:]),
+	was := "whatever"
+	if f.Was != nil {
+		was = f.Was.String()
+	}
+	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s was=%s\ncheck() ( %s )\n",
+		quote(f.Path), quote(owner), quote(f.Mode), quote(f.Keep), hex.EncodeToString(sum[:]), quote(was),
 		strings.ReplaceAll(check, "{}", `"$1"`))
 	_, err := h.Run(ctx, head+putScript, f.Content)
 	var exit *ExitError
 	if errors.As(err, &exit) && exit.Status == checkFailed {
 		return fmt.Errorf("write %s on %s: %w, the file is as it was: %s", f.Path, h.name, ErrCheck, exit.Stderr)
+	}
+	if errors.As(err, &exit) && exit.Status == fileChanged {
+		return fmt.Errorf("write %s on %s: %w: %s", f.Path, h.name, ErrChanged, exit.Stderr)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.Path, err)

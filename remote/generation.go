@@ -134,10 +134,15 @@ func (h *Host) Confirm(ctx context.Context, g Generation, n int) error {
 
 // Revert puts generation n back, confirmed or not, and returns when its services
 // run with it. Where the machine is doing that already, or has, that is waited for.
-func (h *Host) Revert(ctx context.Context, g Generation, n int) error {
+// The files that are spared stay as they are.
+func (h *Host) Revert(ctx context.Context, g Generation, n int, spared ...string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, revertGrace, fmt.Errorf("waited %s for %s to put generation %d back", revertGrace, h.name, n))
 	defer cancel()
-	script := fmt.Sprintf("sh %s now >&2 </dev/null", quote(fmt.Sprintf("%s/generations/%d/revert", g.Dir, n)))
+	script := "sh " + quote(fmt.Sprintf("%s/generations/%d/revert", g.Dir, n)) + " now"
+	for _, file := range spared {
+		script += " " + quote(file)
+	}
+	script += " >&2 </dev/null"
 	if _, err := h.Run(ctx, script, nil); err != nil {
 		return fmt.Errorf("put generation %d back: %w", n, err)
 	}

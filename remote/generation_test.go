@@ -165,6 +165,25 @@ func TestRevertTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
+// TestRevertSparesWhatOthersChanged: what someone else wrote meanwhile stays.
+func TestRevertSparesWhatOthersChanged(t *testing.T) {
+	g := startGenerations(t)
+	g.arm(1)
+	g.change()
+	if err := os.WriteFile(g.Files[1], []byte("foreign\n"), 0o644); err != nil { //nolint:gosec // as it is on a box
+		t.Fatal(err)
+	}
+	if err := g.Revert(t.Context(), g.Generation, 1, g.Files[1]); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(g.Files[1]); err != nil || string(text) != "foreign\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if text, err := os.ReadFile(g.haproxy.Config); err != nil || !strings.HasPrefix(string(text), "# first\n") {
+		t.Errorf("haproxy.cfg: %v %q", err, text)
+	}
+}
+
 // TestRevertToNothing is the first generation of a box on which nothing ran before.
 func TestRevertToNothing(t *testing.T) {
 	g := startGenerations(t)

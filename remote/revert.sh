@@ -3,7 +3,7 @@
 PATH=$PATH:/usr/sbin:/sbin LC_ALL=C TZ=UTC0
 export PATH LC_ALL TZ
 umask 077
-d=$g/generations/$n bad=
+d=$g/generations/$n bad= spared=" $* "
 fault() { echo "$1" >&2; bad=1; }
 same() { [ -f "$1" ] && [ -f "$2" ] && [ "$(sha256sum <"$1")" = "$(sha256sum <"$2")" ]; }
 # A connection that breaks does not break this off.
@@ -24,6 +24,7 @@ if ! mv "$g/armed" "$d/reverting" 2>/dev/null; then
 fi
 rm -f "$d/failed"
 back_file() {
+	case $spared in *" $2 "*) return ;; esac
 	if [ ! -f "$d/file-$1" ]; then
 		if [ -f "$2" ]; then rm -f "$2" && touched="$touched|$2|" || fault "remove $2"; fi
 		return

@@ -281,6 +281,8 @@ type hostLook struct {
 	*hostStep
 	files []proxy.File
 	facts *remote.Facts
+
+	spared []string // files that others have changed meanwhile: no rollback touches them
 }
 
 func (l *hostLook) target(what string) string { return l.box.Name + ":" + what }
@@ -510,22 +512,29 @@ func (l *hostLook) write(f proxy.File) (plan.Change, bool) {
 	sum := sha256.Sum256(f.Content)
 	mode := fmt.Sprintf("%o", f.Mode.Perm())
 	c := plan.Change{
-		Action: plan.Update, Target: l.target(f.Path), From: s.SHA256, Want: hex.EncodeToString(sum[:]) + " " + mode,
+		Action: plan.Update, Target: l.target(f.Path), From: strings.TrimSpace(s.String()), Want: hex.EncodeToString(sum[:]) + " " + mode,
 		Do: l.act(actBound, func(ctx context.Context, h *remote.Host, _ func(string)) error {
-			return h.Put(ctx, l.file(f))
+			err := h.Put(ctx, l.file(f))
+			if errors.Is(err, remote.ErrChanged) {
+				l.spared = append(l.spared, l.root+f.Path)
+				err = fmt.Errorf("%w: %w", plan.ErrMoved, err)
+			}
+			return err
 		}),
 	}
-	if s.Exists {
-		c.From += " " + s.Mode + " " + s.Owner
-	}
+	ours := l.root != "" || s.Owner == "root" && s.Group == "root"
 	switch {
 	case !s.Exists:
 		c.Action, c.Reason, c.Cause = plan.Create, "not there", l.since("lb_group."+l.group.Name)
 	case s.SHA256 != hex.EncodeToString(sum[:]):
 		c.Reason, c.Cause = l.blame(f, s)
-	case s.Mode != mode || s.Owner != "root" && l.root == "":
-		c.Reason, c.Cause = fmt.Sprintf("mode %s, owner %s: should be %s, root", s.Mode, s.Owner, mode), drifted("", time.Time{})
-		c.Detail.Fields = []plan.Field{{Path: "mode", Before: s.Mode, After: mode}, {Path: "owner", Before: s.Owner, After: "root"}}
+	case s.Link != "":
+		c.Reason, c.Cause = "is a symbolic link, made by "+s.Owner, drifted(s.Owner, time.Time{})
+		c.Detail.Fields = []plan.Field{{Path: "link", Before: s.Link}}
+		return c, true
+	case s.Mode != mode || !ours:
+		c.Reason, c.Cause = fmt.Sprintf("mode %s, owner %s:%s: should be %s, root:root", s.Mode, s.Owner, s.Group, mode), drifted("", time.Time{})
+		c.Detail.Fields = []plan.Field{{Path: "mode", Before: s.Mode, After: mode}, {Path: "owner", Before: s.Owner + ":" + s.Group, After: "root:root"}}
 		return c, true
 	default:
 		return plan.Change{}, false
@@ -581,9 +590,13 @@ func (l *hostLook) packageFrom(p remote.Package) string {
 
 // file is what remote puts for f: what it replaces is kept, for the way back.
 func (l *hostLook) file(f proxy.File) remote.File {
-	r := remote.File{Path: l.root + f.Path, Mode: fmt.Sprintf("%04o", f.Mode&fs.ModePerm), Content: f.Content, Keep: l.kept(f.Path)}
-	if s := l.state(f.Path); s.Exists && !s.Pristine {
+	s := l.state(f.Path)
+	r := remote.File{Path: l.root + f.Path, Mode: fmt.Sprintf("%04o", f.Mode&fs.ModePerm), Content: f.Content, Was: &s, Keep: l.kept(f.Path)}
+	if s.Exists && !s.Pristine {
 		r.Keep = "" // our own
+	}
+	if pkg := l.packageOf(f.Path); pkg != "" && l.facts.Packages[pkg].Version == "" {
+		r.Was = nil // what the package brings
 	}
 	for _, word := range f.Check {
 		r.Check += "'" + word + "' "

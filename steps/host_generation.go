@@ -212,6 +212,13 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 	var steady time.Time // since when the cluster's part is known to be there
 	var last error
 	for {
+		ready, rolling, cluster := l.serving(ctx, s.Service)
+		if rolling && ctx.Err() == nil {
+			// A session that the pod's end cuts off can cost a passive port for a minute.
+			report("not yet: the pod of ftp_service " + s.Service.Name + " is being replaced")
+			pauseFor(ctx, smokePause)
+			continue
+		}
 		err := l.prove(ctx, h, s, t, "after")
 		if err == nil {
 			return nil
@@ -220,7 +227,6 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 			err = last // what was seen, rather than that the time is over
 		}
 		last = err
-		ready, cluster := l.serving(ctx, s.Service)
 		worked := slices.Contains(t.proven, s.Service.Name)
 		fresh := slices.Contains(t.proven, newBox) && ready && cluster == nil
 		switch {
@@ -236,12 +242,17 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 			return fmt.Errorf("the box does not serve: %w", err)
 		}
 		report("not yet: " + err.Error())
-		pause := time.NewTimer(smokePause)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-		case <-pause.C:
-		}
+		pauseFor(ctx, smokePause)
+	}
+}
+
+// pauseFor returns after d, or when ctx is done.
+func pauseFor(ctx context.Context, d time.Duration) {
+	pause := time.NewTimer(d)
+	defer pause.Stop()
+	select {
+	case <-ctx.Done():
+	case <-pause.C:
 	}
 }
 
@@ -289,18 +300,19 @@ func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.
 	return r.Err
 }
 
-// serving tells whether the cluster's part of a service is as the blueprint says;
-// false too where that is not ours to know.
-func (l *hostLook) serving(ctx context.Context, s *blueprints.Service) (bool, error) {
+// serving tells whether the cluster's part of a service is as the blueprint says,
+// and whether its pod is about to be so; false too where that is not ours to know.
+func (l *hostLook) serving(ctx context.Context, s *blueprints.Service) (ready, rolling bool, err error) {
 	if l.cluster == nil {
-		return false, nil
+		return false, false, nil
 	}
 	step := l.cluster(s)
 	if step == nil {
-		return false, nil
+		return false, false, nil
 	}
 	changes, err := step.Plan(ctx, plan.Present)
-	return len(changes) == 0, err
+	rolling = slices.ContainsFunc(changes, func(c plan.Change) bool { return c.Want == servingPod })
+	return err == nil && len(changes) == 0, rolling, err
 }
 
 // revert keeps the evidence and puts back what the box had; what worked before
@@ -314,7 +326,7 @@ func (l *hostLook) revert(ctx context.Context, t *trial) error {
 		return fmt.Errorf("%w: it reverts by itself", err)
 	}
 	evidence := l.evidence(ctx, h, t)
-	if err := h.Revert(ctx, t.generation, t.n); err != nil {
+	if err := h.Revert(ctx, t.generation, t.n, l.spared...); err != nil {
 		return errors.Join(err, evidence)
 	}
 	for _, s := range l.proofs() {
@@ -340,12 +352,7 @@ func (l *hostLook) again(ctx context.Context, h *remote.Host, s *blueprints.Smok
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		pause := time.NewTimer(smokePause)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-		case <-pause.C:
-		}
+		pauseFor(ctx, smokePause)
 	}
 }
 

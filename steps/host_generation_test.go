@@ -175,6 +175,46 @@ func (readyCluster) Name() string                                           { re
 func (readyCluster) After() []string                                        { return nil }
 func (readyCluster) Plan(context.Context, plan.Goal) ([]plan.Change, error) { return nil, nil }
 
+// meanwhile does something right before the change of a target is made.
+type meanwhile struct {
+	target string
+	do     func()
+}
+
+func (m meanwhile) Observe(e plan.Event) {
+	if e.Kind == plan.ChangeStarted && e.Change.Target == m.target {
+		m.do()
+	}
+}
+
+// TestEditWhileItActs: someone edits a file after the last look at it and before
+// its turn. The edit stays, through the way back too, and all else is as before.
+func TestEditWhileItActs(t *testing.T) {
+	s := startServing(t)
+	s.must(t)
+	keepalived := s.has(t, proxy.KeepalivedPath)
+	s.text = "two"
+	p, err := plan.Make(t.Context(), plan.Present, []plan.Step{s}, plan.Options{Rollback: true, Observer: meanwhile{
+		"haproxy-a:" + proxy.HAProxyPath,
+		func() { s.edit(t, proxy.HAProxyPath, s.has(t, proxy.HAProxyPath)+"# by hand\n") },
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.Apply(t.Context(), nil)
+	var drift *plan.DriftError
+	var back *plan.RollbackError
+	if !errors.As(err, &drift) || !errors.As(err, &back) || !back.Complete() || !strings.Contains(err.Error(), "drift: edited at") {
+		t.Fatalf("got %v", err)
+	}
+	if text := s.has(t, proxy.HAProxyPath); !strings.HasSuffix(text, "# by hand\n") {
+		t.Errorf("the edit is gone: %q", text)
+	}
+	if s.has(t, proxy.KeepalivedPath) != keepalived || s.works(t) != nil {
+		t.Errorf("not as before: %v", s.works(t))
+	}
+}
+
 // TestFirstDeploy holds which proof a box needs that never served before.
 func TestFirstDeploy(t *testing.T) {
 	t.Run("the cluster's part is there and cannot be reached", func(t *testing.T) {
@@ -241,6 +281,7 @@ func TestJumpHostVanishes(t *testing.T) {
 			}
 		}
 		t.Logf("reverted and served %.1f s after the swap", time.Since(start).Seconds())
+		s.topology.Rollout.ConfirmWithin = 30 * time.Second
 		s.back = "127.0.0.1"
 		s.must(t)
 	})

@@ -21,6 +21,9 @@ import (
 // rolloutWait bounds the wait until a pod serves: it includes the pull of the image.
 const rolloutWait = 5 * time.Minute
 
+// servingPod is what the wait for a pod that is being replaced leads to.
+const servingPod = "serving"
+
 // ForeignError says that an object of our name is not ours.
 type ForeignError struct {
 	Object   kube.Ref
@@ -288,7 +291,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 	}
 	change := plan.Change{
 		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Cause: k.cause(live.Ref, p.Deltas), Effect: plan.NoEffect,
-		From: p.Fingerprint(), Want: want, Do: k.applying(c, o), Needs: objectDangers(live.Kind, p.Deltas),
+		From: p.Fingerprint(), Want: want, Do: k.unmoved(c, o, p.Fingerprint(), k.applying(c, o)), Needs: objectDangers(live.Kind, p.Deltas),
 	}
 	var taken []kube.Delta
 	for _, d := range p.Deltas {
@@ -324,7 +327,7 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 	return plan.Change{
 		Action: plan.Create, Target: target, Reason: "not there", Cause: asked(k.topology, k.source(o.Ref(), "")), Effect: plan.NoEffect, Want: want,
 		Detail: plan.Diff{Unified: udiff.Unified("/dev/null", target, "", text)},
-		Do:     k.applying(c, o),
+		Do:     k.unmoved(c, o, "", k.applying(c, o)),
 		Undo: func(ctx context.Context) error {
 			live, err := find(ctx, c, o.Ref())
 			if err != nil || live == nil || !k.mine(live) {
@@ -333,6 +336,29 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 			return c.Delete(ctx, live, nil)
 		},
 	}, nil
+}
+
+// unmoved makes an act that first looks whether its object is still what the change
+// was planned from: one before it may have waited for minutes.
+func (k *kubernetes) unmoved(c *kube.Client, o kube.Object, from string, act func(context.Context, func(string)) error) func(context.Context, func(string)) error {
+	return func(ctx context.Context, report func(string)) error {
+		live, err := find(ctx, c, o.Ref())
+		if err != nil {
+			return err
+		}
+		now := ""
+		if live != nil {
+			p, err := c.Preview(ctx, live, o)
+			if err != nil {
+				return err
+			}
+			now = p.Fingerprint()
+		}
+		if now != from {
+			return plan.ErrMoved
+		}
+		return act(ctx, report)
+	}
 }
 
 // applying writes an object and, where it is a Deployment, waits until it serves.
@@ -371,7 +397,7 @@ func (k *kubernetes) serving(ctx context.Context, c *kube.Client, live *kube.Liv
 	return []plan.Change{{
 		Action: plan.Run, Target: live.Ref.String(), Reason: "wait until it serves: " + progress, Cause: drifted("", time.Time{}), Effect: plan.NoEffect,
 		// A pod may become ready by itself before its turn comes.
-		From: plan.Unseen, Want: "serving",
+		From: plan.Unseen, Want: servingPod,
 		Do: func(ctx context.Context, report func(string)) error { return k.await(ctx, c, report) },
 	}}, nil
 }

@@ -92,7 +92,8 @@ func (s *placementStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change
 }
 
 func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal plan.Goal) (*plan.Change, error) {
-	change := &plan.Change{Target: p.Cluster + ":rules", Want: placementDigest(p), Do: s.do(p, goal), Cause: asked(s.topology, "lb_group."+s.group.Name)}
+	change := &plan.Change{Target: p.Cluster + ":rules", Want: placementDigest(p), Cause: asked(s.topology, "lb_group."+s.group.Name)}
+	change.Do = s.do(p, goal, change)
 	there, err := i.HasRules(p)
 	if err != nil {
 		return nil, err
@@ -135,7 +136,7 @@ func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal pla
 }
 
 // do looks again, as the VMs may have been made since, and makes one reconfiguration.
-func (s *placementStep) do(p vsphere.Placement, goal plan.Goal) func(context.Context, func(string)) error {
+func (s *placementStep) do(p vsphere.Placement, goal plan.Goal, planned *plan.Change) func(context.Context, func(string)) error {
 	return func(ctx context.Context, _ func(string)) error {
 		c, err := s.client(ctx)
 		if err != nil {
@@ -152,6 +153,9 @@ func (s *placementStep) do(p vsphere.Placement, goal plan.Goal) func(context.Con
 		e, err := look(p)
 		if err != nil || e == nil {
 			return err
+		}
+		if planned.From != plan.Unseen && beforeDigest(differences(e.Differences)) != planned.From {
+			return fmt.Errorf("the rules of %s: %w", p.Name, plan.ErrMoved)
 		}
 		return c.ApplyRules(ctx, e)
 	}

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -187,12 +188,16 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 				return err
 			}
 			if !e.Off {
-				return c.Reconfigure(ctx, spec)
+				return moved(c.Reconfigure(ctx, spec, e.Differences...))
 			}
 			if err := c.ShutDown(ctx, spec.Deployment, spec.Name, report); err != nil {
 				return err
 			}
-			if err := c.Reconfigure(ctx, spec); err != nil {
+			err = c.Reconfigure(ctx, spec, e.Differences...)
+			if errors.Is(err, vsphere.ErrConflict) { // it runs on as it was
+				return errors.Join(moved(err), c.PowerOn(ctx, spec.Deployment, spec.Name))
+			}
+			if err != nil {
 				return err
 			}
 			if err := c.PowerOn(ctx, spec.Deployment, spec.Name); err != nil {
@@ -201,6 +206,14 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 			return c.WaitAddresses(ctx, spec, addressBound, report)
 		},
 	}
+}
+
+// moved makes plan.ErrMoved of what vCenter, or its client, found changed.
+func moved(err error) error {
+	if errors.Is(err, vsphere.ErrConflict) {
+		return fmt.Errorf("%w: %w", plan.ErrMoved, err)
+	}
+	return err
 }
 
 func (s *vmStep) destroy(spec vsphere.Spec) plan.Change {

@@ -71,10 +71,11 @@ func (c *Client) Create(ctx context.Context, spec Spec, report func(string)) err
 
 // Reconfigure brings the VM to its spec, in one task; where network cards are
 // added it takes a second one for what the guest is told of them. The VM must be
-// there; where the edit needs it off, it must be off.
-func (c *Client) Reconfigure(ctx context.Context, spec Spec) error {
+// there; where the edit needs it off, it must be off. Where differences are given
+// and are not those that are found, the error is ErrConflict.
+func (c *Client) Reconfigure(ctx context.Context, spec Spec, planned ...Difference) error {
 	var left []Difference
-	for range 3 {
+	for try := range 3 {
 		i, err := c.Observe(ctx, []Spec{spec}, nil)
 		if err != nil {
 			return err
@@ -89,6 +90,9 @@ func (c *Client) Reconfigure(ctx context.Context, spec Spec) error {
 		e, err := i.Edit(vm, spec)
 		if err != nil || e == nil {
 			return err
+		}
+		if try == 0 && planned != nil && !slices.Equal(planned, e.Differences) {
+			return fmt.Errorf("reconfigure VM %s: %w: it differs by %v", spec.Name, ErrConflict, e.Differences)
 		}
 		if e.Off {
 			return fmt.Errorf("reconfigure VM %s: it is on, and must be off for this", spec.Name)
