@@ -1,6 +1,7 @@
 # make demo     boot the lab, apply the shipped blueprint, move a file through the VIP   (root)
 # make test     every test that needs no root
 # make e2e      every test of the whole, in the lab                                      (root)
+# make soak     the long forms of some of them: an hour or two                           (root)
 # make verify   format, lint, imports, vulnerabilities, tidy modules
 # make deps     the Debian packages that all of this needs                               (root)
 
@@ -11,7 +12,7 @@ bin := $(CURDIR)/bin
 lab := FTPLAB_DIR=$(or $(FTPLAB_DIR),/run/ftplab) $(bin)/ftplab
 modules := . e2e
 
-.PHONY: all build lab kubernetes demo demo-down test e2e verify fmt deps tools clean
+.PHONY: all build lab kubernetes demo demo-down test e2e soak verify fmt deps tools clean
 
 all: build
 
@@ -37,6 +38,9 @@ test: kubernetes
 
 e2e: build lab kubernetes
 	cd e2e && go test -p 1 -count=1 -timeout 40m -v ./...
+
+soak: build lab kubernetes
+	cd e2e && FTPDEPLOY_SOAK=1 go test -p 1 -count=1 -timeout 5h -v -run 'TestMainJob' .
 
 tools: $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)/golangci-lint
 tooldir = $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)

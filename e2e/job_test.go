@@ -31,6 +31,7 @@ func TestMainJob(t *testing.T) {
 		{"secrets are nowhere", secretsAreNowhere},
 		{"drift is named and repaired", drift},
 		{"a saved plan is what runs", savedPlan},
+		{"a plan is exactly what is done", accuracy},
 		{"what is not ours is refused", refused},
 		{"a failed change goes back", failedChange},
 		{"a box goes back when the jump host is gone", jumpHostKilled},

@@ -298,6 +298,8 @@ func (k *kubernetes) bootstrap(ctx context.Context) error {
 		{"/apis/storage.k8s.io/v1/storageclasses", map[string]any{
 			"metadata":    map[string]any{"name": storageClass, "annotations": map[string]any{"storageclass.kubernetes.io/is-default-class": "true"}},
 			"provisioner": provisioner,
+			// A directory has no size, so a claim that grows has what it asks for.
+			"allowVolumeExpansion": true,
 		}},
 	}
 	for _, o := range objects {
