@@ -37,7 +37,7 @@ var aVIP = regexp.MustCompile(` 203\.0\.113\.1[56]/`)
 const lookScript = `
 echo @boot; cat /proc/sys/kernel/random/boot_id
 echo @clock; date +%s%6N
-echo @files; find / /run /tmp -xdev ! -path '/run/host*' -printf '%p\t%C@ %i %m %U:%G %y %l\n'
+echo @files; find / /run /tmp -xdev ! -path '/run/host*' ! -path '/run/guestinfo*' -printf '%p\t%C@ %i %m %U:%G %y %l\n'
 echo @settings; grep -rs . /proc/sys/net | grep -v -e _count: -e /rand | sed 's/:/\t/'
 echo @packets; nft list ruleset 2>/dev/null || :
 echo @addresses; ip -o addr`

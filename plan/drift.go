@@ -55,7 +55,7 @@ func (d Drift) values() (from, now, want string) {
 		return name(d.Expected), "as wanted: not needed any more", name(d.Planned.Want)
 	}
 	from, now, want = name(d.Expected), name(d.Found)+": "+d.Now.Reason, name(d.Planned.Want)
-	if d.Planned.Want != d.Now.Want {
+	if d.Planned.Want != d.Now.Want && d.Expected == d.Found {
 		now += "; it would now become " + name(d.Now.Want) + ", as what the blueprint is given differs"
 	}
 	if d.Planned.Action != d.Now.Action {

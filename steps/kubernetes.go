@@ -307,7 +307,7 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 		return nil, &kube.ConflictError{Object: live.Ref, Fields: taken}
 	}
 	change.Detail.Fields = append(change.Detail.Fields, warningFields(p.Warnings)...)
-	if live.Kind != "PersistentVolumeClaim" { // a claim only grows
+	if live.Kind != "PersistentVolumeClaim" || !slices.ContainsFunc(p.Deltas, func(d kube.Delta) bool { return strings.HasPrefix(d.Path, "spec.") }) { // a claim only grows
 		change.Undo = func(ctx context.Context) error { return k.applying(c, p.Before())(ctx, func(string) {}) }
 	}
 	return []plan.Change{change}, nil

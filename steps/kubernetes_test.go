@@ -73,6 +73,7 @@ func TestKubernetes(t *testing.T) {
 		"autoscaler":       testAutoscaler,
 		"rights":           testRights,
 		"undo":             testUndo,
+		"edit meanwhile":   testEditMeanwhile,
 		"label taken away": testLabelTakenAway,
 		"lock":             testLock,
 	} {
@@ -721,6 +722,39 @@ func testUndo(t *testing.T, c *cluster) {
 	f.undo(changes)
 	if now := f.plan(plan.Present); !slices.Equal(f.signs(now), f.signs(nothing)) {
 		t.Errorf("all undone: %q", f.signs(now))
+	}
+}
+
+// testEditMeanwhile: someone edits the Service while the pod is replaced. The edit
+// stays, and what was done before it goes back.
+func testEditMeanwhile(t *testing.T, c *cluster) {
+	f := newFixture(t, c)
+	f.apply(plan.Present)
+	defer f.control()()
+	image := f.service.Image
+	f.service.PassiveLast++
+	f.service.Image = "docker.io/ftpdeploy/vsftpd:next"
+	at := f.ref("Service", "vsftpd")
+	p, err := plan.Make(t.Context(), plan.Present, []plan.Step{f.step()}, plan.Options{Rollback: true, Observer: meanwhile{
+		at.String(), func() { f.edit(at, `{"spec":{"externalTrafficPolicy":"Local"}}`) },
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.Apply(t.Context(), nil)
+	var drift *plan.DriftError
+	var back *plan.RollbackError
+	if !errors.As(err, &drift) || !errors.As(err, &back) || !back.Complete() || !strings.Contains(err.Error(), "Local by kubectl-edit") {
+		t.Errorf("got %v", err)
+	}
+	service, err := f.api.CoreV1().Services(f.service.Namespace).Get(t.Context(), "vsftpd", metav1.GetOptions{})
+	if err != nil || service.Spec.ExternalTrafficPolicy != "Local" {
+		t.Errorf("the edit is gone: %v %v", service.Spec.ExternalTrafficPolicy, err)
+	}
+	f.service.PassiveLast--
+	f.service.Image = image
+	if left := f.signs(f.plan(plan.Present)); !slices.Equal(left, []string{"~ Service NS/vsftpd"}) {
+		t.Errorf("not as before: %q", left)
 	}
 }
 

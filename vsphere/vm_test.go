@@ -696,6 +696,24 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// What was planned, and only that, is done: a difference that came since is left.
+func TestReconfigureOnlyWhatWasPlanned(t *testing.T) {
+	s := vcsim.Start(t)
+	c := connect(t, s)
+	one := spec(1)
+	create(t, c, one)
+	one.MemoryMB = 4096
+	planned := edit(t, c, one).Differences
+	s.Reconfigure(t, vcsim.Folder+"/lb1", types.VirtualMachineConfigSpec{Name: "by-hand"})
+	before := s.Writes()
+	if err := c.Reconfigure(t.Context(), one, planned...); !errors.Is(err, ErrConflict) || s.Writes() != before {
+		t.Errorf("got %v and %d writes, want ErrConflict", err, s.Writes()-before)
+	}
+	if err := c.Reconfigure(t.Context(), one, edit(t, c, one).Differences...); err != nil {
+		t.Error(err)
+	}
+}
+
 // A NIC that comes between others in the blueprint is added; those that are there
 // stay what they are, and so does one that was added by hand go.
 func TestNICsKeepTheirNames(t *testing.T) {
