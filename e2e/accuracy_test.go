@@ -231,7 +231,7 @@ func accuracy(t *testing.T) {
 	for i := range times(1, 25) {
 		s := seed(t) + uint64(i)
 		t.Run(fmt.Sprintf("FTPDEPLOY_SEED=%d", s), func(t *testing.T) {
-			r := rand.New(rand.NewPCG(s, 0)) //nolint:gosec // what is random must be so again
+			r := rand.New(rand.NewPCG(s, 0))
 			d := draft{}
 			w.step(t, d, "as shipped")
 			for n := range times(6, 8) {

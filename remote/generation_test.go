@@ -170,7 +170,7 @@ func TestRevertSparesWhatOthersChanged(t *testing.T) {
 	g := startGenerations(t)
 	g.arm(1)
 	g.change()
-	if err := os.WriteFile(g.Files[1], []byte("foreign\n"), 0o644); err != nil { //nolint:gosec // as it is on a box
+	if err := os.WriteFile(g.Files[1], []byte("foreign\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.Revert(t.Context(), g.Generation, 1, g.Files[1]); err != nil {
