@@ -37,6 +37,7 @@ type FileQuery struct {
 
 // Facts is what a machine is like. Each map has an entry for all that was asked.
 type Facts struct {
+	Now      time.Time // by the machine's clock
 	OS       OS
 	Packages map[string]PackageState
 	Units    map[string]UnitState
@@ -168,6 +169,7 @@ func (q Query) script() string {
 		}
 		b.WriteByte('\n')
 	}
+	call("clock")
 	call("os")
 	for _, p := range q.Packages {
 		call("package", p)
@@ -235,6 +237,12 @@ func parseFacts(out []byte) (*Facts, error) {
 
 func (f *Facts) add(s section) error {
 	switch s.kind {
+	case "clock":
+		now, err := strconv.ParseInt(s.name, 10, 64)
+		if err != nil {
+			return fmt.Errorf("the machine's clock says %q", s.name)
+		}
+		f.Now = time.Unix(now, 0)
 	case "os":
 		return f.addOS(s.lines)
 	case "package":

@@ -5,6 +5,8 @@
 die() { echo "$*" >&2; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
+clock() { v=$(date +%s) && echo "@clock $v" || die date; }
+
 os() {
 	[ -r /etc/os-release ] || die 'read /etc/os-release: not there'
 	(. /etc/os-release && printf '@os\n%s\n%s\n%s\n%s\n' "$ID" "$ID_LIKE" "$VERSION_ID" "$PRETTY_NAME")

@@ -66,7 +66,7 @@ func (b *Box) Config(comment string) string {
 }
 
 // Set gives one of the box's own files a new content: addresses (as `ip -br
-// addr`), ruleset (as `nft list ruleset`), locked (the package manager's lock is
+// addr`), without (its addresses once keepalived was restarted), ruleset (as `nft list ruleset`), locked (the package manager's lock is
 // held once), fail/UNIT (it does not start, or ignores a reload; systemd-run: no
 // timer starts).
 func (b *Box) Set(name, content string) { b.write(name, content, 0o644) }

@@ -145,6 +145,15 @@ systemctl)
 		;;
 	start) start "${1%.service}" ;;
 	stop) stop "${1%.service}" ;;
+	restart)
+		u=${1%.service}
+		stop "$u"
+		start "$u"
+		if [ "$u" = keepalived ]; then # all VIPs leave, and nobody contends for them here
+			[ ! -f "$BOX/without" ] || cp "$BOX/without" "$BOX/addresses"
+			echo 'Entering BACKUP STATE' >"$BOX/log/$u"
+		fi
+		;;
 	reload)
 		u=${1%.service}
 		alive "$u" || { echo "$u.service is not active, cannot reload." >&2; exit 1; }

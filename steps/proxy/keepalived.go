@@ -86,14 +86,16 @@ func (r *render) instance(t *text, v *blueprints.VIP) {
 	t.raw("}\n")
 }
 
-// check renders the script of the vrrp_script: does HAProxy answer, and does it say
-// that the VIP named by the argument is served? bash opens the connection itself, as
-// neither curl nor a netcat is on a minimal Debian, RHEL or Photon.
+// check renders the script of the vrrp_script: is the box not drained, does HAProxy
+// answer, and does it say that the VIP named by the argument is served? bash opens
+// the connection itself, as neither curl nor a netcat is on a minimal Debian, RHEL or
+// Photon.
 func (r *render) check() []byte {
 	return fmt.Appendf(nil, `#!/bin/bash
-%sexec 3<>/dev/tcp/%s/%d || exit 1
+%sread -r until _ 2>/dev/null <%s && [ "$until" -gt "$(date +%%s)" ] && exit 1
+exec 3<>/dev/tcp/%s/%d || exit 1
 echo -e "GET /$1 HTTP/1.0\r\n\r" >&3
 read -r -t 1 -u 3 _ status _
 [ "$status" = 200 ]
-`, r.header(), healthHost, healthPort)
+`, r.header(), DrainedPath, healthHost, healthPort)
 }

@@ -25,6 +25,9 @@ const (
 	// CheckPath is the script that keepalived runs. In this directory SELinux's
 	// policy gives a script its own unconfined domain, so it may connect to HAProxy.
 	CheckPath = "/usr/libexec/keepalived/ftpdeploy-check"
+	// DrainedPath is the file by which a box is drained: the check fails until the
+	// time in its first word is over, in seconds since 1970.
+	DrainedPath = "/var/lib/ftpdeploy/drained"
 	// StatsSocket is HAProxy's command socket (root only, level admin). SELinux's
 	// policy knows this name.
 	StatsSocket = "/run/haproxy.sock"

@@ -1,0 +1,146 @@
+package remote
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Drain says how a machine is kept from taking its VIPs.
+type Drain struct {
+	// Mark is the file that keeps the machine away: keepalived's check fails while
+	// the time in its first word, in seconds since 1970 by the machine's own clock,
+	// is not over. So nothing has to run for a drain to end, and it outlives a reboot.
+	Mark  string
+	Unit  string       // keepalived's
+	VIPs  []netip.Addr // that leave
+	Ports []Listener   // whose connections are sessions
+}
+
+// Listener is a range of TCP ports at an address.
+type Listener struct {
+	Address     netip.Addr
+	First, Last int
+}
+
+// Connection is an established TCP connection to a machine.
+type Connection struct {
+	Local, Client netip.AddrPort
+}
+
+// ErrBusy says that a machine has connections and was not to cut them.
+var ErrBusy = errors.New("has open connections")
+
+//go:embed drain.sh
+var drainScript string
+
+// Leave has the machine give its VIPs away in order, until then or for others to
+// say in word, one line: keepalived tells its peers that it leaves, and does not
+// take part any more. Where a connection to Ports is open and cut is false, that is
+// waited for a second or two; the error is then ErrBusy with what is open, and
+// nothing was changed. Else the result is what was cut: the last look and the
+// leaving are one act on the machine.
+func (h *Host) Leave(ctx context.Context, d Drain, until time.Time, word string, cut bool) ([]Connection, error) {
+	out, err := h.Run(ctx, fmt.Sprintf("%suntil=%d word=%s cut=%s\n%sleave\n", d.head(), until.Unix(), quote(word), flag(cut), drainScript), nil)
+	if err != nil {
+		return nil, fmt.Errorf("give the VIPs away: %w", err)
+	}
+	verdict, list, _ := strings.Cut(string(out), "\n")
+	open, err := connections(list)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("give the VIPs away: on %s: %w", h.name, err)
+	case verdict == "busy":
+		return open, ErrBusy
+	}
+	return open, nil
+}
+
+// Return ends a drain. The machine takes part again when it returns; a VIP comes
+// back to it only where keepalived decides so.
+func (h *Host) Return(ctx context.Context, d Drain) error {
+	if _, err := h.Run(ctx, d.head()+drainScript+"back\n", nil); err != nil {
+		return fmt.Errorf("take part again: %w", err)
+	}
+	return nil
+}
+
+// Unfit tells why the machine would not take a VIP now, "" where it would: unit
+// does not run, or the command by which keepalived asks for the VIP fails.
+func (h *Host) Unfit(ctx context.Context, unit string, check ...string) (string, error) {
+	for i, w := range check {
+		check[i] = quote(w)
+	}
+	out, err := h.Run(ctx, fmt.Sprintf("u=%s\n[ \"$(systemctl show -p ActiveState --value \"$u\")\" = active ] || { echo \"$u does not run\"; exit 0; }\n"+
+		"%s >/dev/null 2>&1 </dev/null || echo 'what keepalived asks HAProxy fails'\n", quote(unit), strings.Join(check, " ")), nil)
+	if err != nil {
+		return "", fmt.Errorf("look whether the machine is fit: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// head gives the script what it works on.
+func (d Drain) head() string {
+	var filter []string
+	for _, l := range d.Ports {
+		address := l.Address.String()
+		if l.Address.Is6() {
+			address = "[" + address + "]"
+		}
+		filter = append(filter, fmt.Sprintf("( src %s and sport >= :%d and sport <= :%d )", address, l.First, l.Last))
+	}
+	var vips []string
+	for _, v := range d.VIPs {
+		vips = append(vips, v.String())
+	}
+	return fmt.Sprintf("k=%s u=%s filter=%s vips=%s\n", quote(d.Mark), quote(d.Unit), quote(strings.Join(filter, " or ")), quote(strings.Join(vips, " ")))
+}
+
+func flag(on bool) string {
+	if on {
+		return "1"
+	}
+	return ""
+}
+
+// connections reads pairs of addresses as ss has them.
+func connections(text string) ([]Connection, error) {
+	var all []Connection
+	for line := range strings.Lines(text) {
+		local, client, _ := strings.Cut(strings.TrimSpace(line), " ")
+		l, err := socketAddress(local)
+		if err != nil {
+			return nil, err
+		}
+		c, err := socketAddress(client)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Connection{l, c})
+	}
+	return all, nil
+}
+
+// socketAddress reads "203.0.113.15:21", "[::ffff:203.0.113.15]:21" and
+// "203.0.113.15%frontend:21".
+func socketAddress(s string) (netip.AddrPort, error) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return netip.AddrPort{}, fmt.Errorf("ss said %q", s)
+	}
+	host, _, _ := strings.Cut(strings.Trim(s[:i], "[]"), "%")
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("ss said %q: %w", s, err)
+	}
+	port, err := strconv.ParseUint(s[i+1:], 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("ss said %q: %w", s, err)
+	}
+	return netip.AddrPortFrom(address.Unmap(), uint16(port)), nil
+}
