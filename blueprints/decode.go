@@ -679,12 +679,20 @@ func (l *loader) rollout(b *block) {
 	d := defaultRollout
 	l.topology.Rollout = Rollout{
 		Order:          b.word("order", d.Order),
-		MaxUnavailable: b.int("max_unavailable", d.MaxUnavailable, 1, 100),
+		MaxUnavailable: take(b, "max_unavailable", cty.Number, d.MaxUnavailable, onlyOne),
 		Drain:          b.word("drain", d.Drain, "deadline", "cut"),
 		DrainDeadline:  b.duration("drain_deadline", d.DrainDeadline),
 		OnFailure:      b.word("on_failure", d.OnFailure, "halt"),
 		ConfirmWithin:  b.atLeast("confirm_within", d.ConfirmWithin, time.Second),
 	}
+}
+
+// onlyOne is for a number of boxes: VIPs have one place to go while another box is away.
+func onlyOne(v cty.Value) (int, error) {
+	if n, err := wholeNumber(v); err != nil || n != 1 {
+		return 0, &unfit{"the number of boxes at a time", "is not 1: the boxes of a group are changed one after the other"}
+	}
+	return 1, nil
 }
 
 func (l *loader) smoke(b *block) {

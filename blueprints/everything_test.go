@@ -145,7 +145,7 @@ func TestEverything(t *testing.T) {
 		{"limits", main.Limits, map[string]string{"memory": "128Mi"}},
 		{"external", elsewhere.Server, "external"},
 		{"external user's home", elsewhere.Users[0].Home, "/srv/one"},
-		{"rollout", topology.Rollout, Rollout{"standby-first", 2, "deadline", 10 * time.Minute, "halt", 40 * time.Minute}},
+		{"rollout", topology.Rollout, Rollout{"standby-first", 1, "deadline", 10 * time.Minute, "halt", 40 * time.Minute}},
 		{"smoke's user", smoke.User, elsewhere.Users[1]},
 		{"smoke's service", smoke.Service, elsewhere},
 		{"modes", smoke.Modes, []string{"epsv"}},

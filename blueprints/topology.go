@@ -294,9 +294,9 @@ type Toleration struct{ Key, Operator, Value, Effect string }
 
 // Rollout says how changes reach the boxes.
 type Rollout struct {
-	Order          string
-	MaxUnavailable int
-	Drain          string
+	Order          string // standby-first
+	MaxUnavailable int    // 1: the boxes of a group are changed one after the other
+	Drain          string // wait | deadline | cut
 	DrainDeadline  time.Duration
 	OnFailure      string
 	ConfirmWithin  time.Duration

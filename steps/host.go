@@ -70,6 +70,11 @@ type hostStep struct {
 
 	// cluster is the step that keeps the cluster's part of a service; nil where none does.
 	cluster func(*blueprints.Service) plan.Step
+	peers   []*hostStep // of the other boxes of the group
+	start   position    // at the start of the run
+	moves   bool        // a box of the group that holds a VIP goes down before this step acts
+	drain   drainPolicy
+	drained func(Drained) // is told when the box has given its VIPs away; nil = nobody is
 	// worked is what the box carried before the run acted; nil where nobody has looked.
 	worked *trial
 	// keep keeps the evidence of a failure; nil where nobody wants it.
@@ -83,7 +88,10 @@ func newHost(t *blueprints.Topology, g *blueprints.Group, box *blueprints.Box,
 	connect func(context.Context) (*remote.Host, error), rendered func(context.Context) ([]proxy.File, error),
 	first *remote.Facts, after []string,
 ) *hostStep {
-	return &hostStep{topology: t, group: g, box: box, connect: connect, rendered: rendered, first: first, after: after}
+	return &hostStep{
+		topology: t, group: g, box: box, connect: connect, rendered: rendered, first: first, after: after,
+		drain: drainPolicy{t.Rollout.Drain, t.Rollout.DrainDeadline},
+	}
 }
 
 // Name implements plan.Step.
@@ -250,7 +258,7 @@ func (s *hostStep) query(files []proxy.File) remote.Query {
 		q.Units = append(q.Units, d.Unit)
 		q.Files = append(q.Files, remote.FileQuery{Path: d.Marker})
 	}
-	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt} {
+	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt, proxy.DrainedPath} {
 		q.Files = append(q.Files, remote.FileQuery{Path: s.root + p})
 	}
 	for _, service := range s.services() {
@@ -410,11 +418,13 @@ func (l *hostLook) changes() ([]plan.Change, error) {
 			all = append(all, c)
 		}
 	}
-	all = l.guarded(all)
-	if c, ok := l.install(); ok {
-		all = slices.Insert(all, 0, c)
+	install, ok := l.install()
+	ends := ok && install.Effect == plan.Restart
+	all = l.guarded(all, ends)
+	if ok {
+		all = slices.Insert(all, 0, install)
 	}
-	return all, nil
+	return l.around(l.position(l.facts), all, ends, l.moves)
 }
 
 func (l *hostLook) install() (plan.Change, bool) {
@@ -787,7 +797,7 @@ func (l *hostLook) removal() []plan.Change {
 
 // marked tells whether stateDir is there.
 func (l *hostLook) marked() bool {
-	files := []string{installedAt, enabledAt, openedAt, booleanAt, generationAt}
+	files := []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, proxy.DrainedPath}
 	for _, d := range l.daemons() {
 		files = append(files, strings.TrimPrefix(d.Marker, l.root))
 	}

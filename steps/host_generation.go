@@ -54,10 +54,10 @@ func (l *hostLook) number(file string) int {
 }
 
 // guarded puts the keeping of what is there before the changes of a box, and its
-// proof behind them.
-func (l *hostLook) guarded(changes []plan.Change) []plan.Change {
+// proof behind them; with upgraded a proof is due although there may be none.
+func (l *hostLook) guarded(changes []plan.Change, upgraded bool) []plan.Change {
 	pending := l.number(armedAt)
-	if len(changes) == 0 && pending == 0 {
+	if len(changes) == 0 && pending == 0 && !upgraded {
 		return nil
 	}
 	t := &trial{generation: l.generation()}

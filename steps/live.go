@@ -26,6 +26,7 @@ type Options struct {
 	DeleteData []string // names of volumes whose data goes with Goal Absent although the blueprint keeps it
 	// Env answers for HOME, SSH_AUTH_SOCK and KUBECONFIG.
 	Env     func(string) (string, bool)
+	Drain   string // instead of rollout.drain: wait, deadline or cut; "" = the blueprint's
 	Version string // of ftpdeploy, for the user agent
 	// Keep keeps the evidence of a failure before anything is put back: name has
 	// slashes, "haproxy-a/journal.txt". nil = nobody wants it.
@@ -45,6 +46,7 @@ type Live struct {
 
 	mu       sync.Mutex
 	observed []Observation
+	drained  []Drained
 }
 
 // Observation is what looking at one target took.

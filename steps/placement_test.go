@@ -11,7 +11,7 @@ import (
 func TestPlacementConverges(t *testing.T) {
 	p := newPair(t)
 	for _, b := range p.topology.Boxes {
-		reaches(t, newVM(p.topology, b, p.client, nil), plan.Present)
+		reaches(t, newVM(p.topology, dark(b), p.client, nil), plan.Present)
 	}
 	s := newPlacement(p.topology, p.group, p.client, nil)
 	converges(t, s, p.writes)

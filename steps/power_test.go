@@ -13,7 +13,7 @@ import (
 
 func TestPowerConverges(t *testing.T) {
 	p := newPair(t)
-	reaches(t, newVM(p.topology, p.topology.Boxes[0], p.client, nil), plan.Present)
+	reaches(t, newVM(p.topology, dark(p.topology.Boxes[0]), p.client, nil), plan.Present)
 	s := newPower(p.topology, p.topology.Boxes[0], p.client, nil)
 	reaches(t, s, plan.Present, p.writes)
 	if changes := planOnly(t, s, plan.Absent, p.writes); len(changes) != 0 {
@@ -29,7 +29,7 @@ func TestPowerConverges(t *testing.T) {
 func TestPowerWaitsAgain(t *testing.T) {
 	p := newPair(t)
 	box := p.topology.Boxes[0]
-	reaches(t, newVM(p.topology, box, p.client, nil), plan.Present)
+	reaches(t, newVM(p.topology, dark(box), p.client, nil), plan.Present)
 	p.SetDeaf(true)
 	if err := p.calls.PowerOn(t.Context(), p.topology.ID, box.Name); err != nil {
 		t.Fatal(err)

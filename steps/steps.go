@@ -3,6 +3,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,14 +40,25 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 	}
 	standing := "" // a VM that is there already goes down, if it must, after the one before is back
-	for _, b := range made {
+	for _, h := range seen.hosts {
+		b := h.box
+		if !b.Created() {
+			continue
+		}
 		var after []string
 		if standing != "" {
 			after = []string{standing}
 		}
-		vm := newVM(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter], after...)
-		if h, err := seen.inventories[b.Site.VCenter].VM(t.ID, b.Name); err == nil && h != nil {
+		inventory := seen.inventories[b.Site.VCenter]
+		vm := newVM(t, h, l.vcenterOf(b), inventory, after...)
+		if there, err := inventory.VM(t.ID, b.Name); err == nil && there != nil {
 			standing = vm.Name()
+			if e, err := inventory.Edit(there, vmSpec(t, b)); err == nil && e != nil && (e.Off || e.Cuts) && len(h.start.vips) > 0 {
+				h.moves = true
+				for _, peer := range h.peers {
+					peer.moves = true
+				}
+			}
 		}
 		list = append(list, vm)
 	}
@@ -183,18 +195,10 @@ func (l *Live) workers(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr
 // box of a group holds a VIP, the ones that hold none are changed before it.
 func (l *Live) observeHosts(ctx context.Context, goal plan.Goal, seen *sighting, workers map[*blueprints.Cluster][]netip.Addr) error {
 	var looks []func(context.Context) error
-	for _, g := range l.topology.Groups {
-		for _, b := range g.Boxes {
-			files := func(context.Context) ([]proxy.File, error) { return proxy.Files(l.topology, g, b, workers) }
-			var after []string
-			if b.Created() {
-				after = []string{"power/" + b.Name}
-			}
-			h := newHost(l.topology, g, b, func(ctx context.Context) (*remote.Host, error) { return l.host(ctx, b) }, files, nil, after)
-			seen.hosts = append(seen.hosts, h)
-			if entered(b, goal) {
-				looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
-			}
+	seen.hosts = l.hostSteps(workers)
+	for _, h := range seen.hosts {
+		if entered(h.box, goal) {
+			looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
 		}
 	}
 	if err := together(ctx, looks); err != nil {
@@ -202,6 +206,29 @@ func (l *Live) observeHosts(ctx context.Context, goal plan.Goal, seen *sighting,
 	}
 	standbyFirst(seen.hosts)
 	return nil
+}
+
+// hostSteps are the steps of all boxes, in the order of the blueprint.
+func (l *Live) hostSteps(workers map[*blueprints.Cluster][]netip.Addr) []*hostStep {
+	var all []*hostStep
+	for _, g := range l.topology.Groups {
+		var members []*hostStep
+		for _, b := range g.Boxes {
+			files := func(context.Context) ([]proxy.File, error) { return proxy.Files(l.topology, g, b, workers) }
+			var after []string
+			if b.Created() {
+				after = []string{"power/" + b.Name}
+			}
+			h := newHost(l.topology, g, b, func(ctx context.Context) (*remote.Host, error) { return l.host(ctx, b) }, files, nil, after)
+			h.drain.mode, h.drained = cmp.Or(l.options.Drain, h.drain.mode), l.noteDrained
+			members = append(members, h)
+		}
+		for _, h := range members {
+			h.peers = slices.DeleteFunc(slices.Clone(members), func(other *hostStep) bool { return other == h })
+		}
+		all = append(all, members...)
+	}
+	return all
 }
 
 // observeHost takes the snapshot of one box. A box that is not there has none.
@@ -216,7 +243,9 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 			return remote.Stats{}, err
 		}
 		facts, err := h.observe(ctx, files)
-		h.first, h.seen = facts, facts
+		if h.first, h.seen = facts, facts; err == nil {
+			h.start = h.position(facts)
+		}
 		return host.Stats(), err
 	})
 	if errors.Is(err, ErrAbsent) {
@@ -225,30 +254,28 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 	return err
 }
 
-// standbyFirst puts the boxes that hold a VIP behind the others of their group,
-// in the list and in the order of acting.
+// standbyFirst puts the boxes that hold a VIP behind the others, in the list. The
+// boxes of a group act one after the other in this order, but on the first day, when
+// none holds anything.
 func standbyFirst(hosts []*hostStep) {
-	holds := map[*hostStep]bool{}
-	for _, h := range hosts {
-		for _, v := range h.topology.VIPs {
-			if v.Group == h.group && h.first != nil && h.first.Holds(v.Address) {
-				holds[h] = true
-			}
-		}
-	}
+	holds := func(h *hostStep) bool { return len(h.start.vips) > 0 }
 	slices.SortStableFunc(hosts, func(a, b *hostStep) int {
 		switch {
-		case holds[a] == holds[b]:
+		case holds(a) == holds(b):
 			return 0
-		case holds[b]:
+		case holds(b):
 			return -1
 		default:
 			return 1
 		}
 	})
+	serves := map[*blueprints.Group]bool{}
+	for _, h := range hosts {
+		serves[h.group] = serves[h.group] || holds(h)
+	}
 	for i, h := range hosts {
 		for _, earlier := range hosts[:i] {
-			if holds[h] && earlier.group == h.group {
+			if serves[h.group] && earlier.group == h.group {
 				h.after = append(h.after, earlier.Name())
 			}
 		}

@@ -83,14 +83,15 @@ func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
 type vmStep struct {
 	machine
 	box   *blueprints.Box
+	host  *hostStep
 	after []string
 }
 
 // newVM makes the step "vm/NAME" of a box that ftpdeploy makes. Where VMs are
 // there already, a change of hardware may need them off: each then names in after
 // the step that brings the one before it back.
-func newVM(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) plan.Step {
-	return &vmStep{machine{t, client, first}, box, after}
+func newVM(t *blueprints.Topology, host *hostStep, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) plan.Step {
+	return &vmStep{machine{t, client, first}, host.box, host, after}
 }
 
 // Name implements plan.Step.
@@ -124,7 +125,18 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 	if err != nil || e == nil {
 		return nil, err
 	}
-	return []plan.Change{s.edit(spec, vm, e)}, nil
+	changes := []plan.Change{s.edit(spec, vm, e)}
+	if !e.Off && !e.Cuts {
+		return changes, nil
+	}
+	p, err := s.host.look(ctx)
+	if errors.Is(err, ErrAbsent) {
+		return changes, nil // it never served
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look whether it holds a VIP: %w", err)
+	}
+	return s.host.around(p, append(changes, s.host.proven()), true, false)
 }
 
 func (s *vmStep) create(spec vsphere.Spec) plan.Change {
@@ -185,6 +197,9 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 		Do: func(ctx context.Context, report func(string)) error {
 			c, err := s.client(ctx)
 			if err != nil {
+				return err
+			}
+			if err := s.host.remember(ctx); err != nil {
 				return err
 			}
 			if !e.Off {

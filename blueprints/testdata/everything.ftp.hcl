@@ -267,7 +267,7 @@ ftp_service "elsewhere" {
 
 rollout {
   order           = "standby-first"
-  max_unavailable = 2
+  max_unavailable = 1
   drain           = "deadline"
   drain_deadline  = "10m"
   on_failure      = "halt"

@@ -40,7 +40,10 @@ needed make them, without a question. The blueprint and its variables must be th
 				if saved, err = g.read(args[0]); err != nil {
 					return err
 				}
-				data = saved.DeleteData
+				if a.drain != "" {
+					return &exitError{64, errors.New("--drain goes with plan --out: a saved plan is applied as it is")}
+				}
+				data, a.drain = saved.DeleteData, saved.Drain
 			}
 			d, err := a.open(data)
 			if err != nil {
@@ -70,6 +73,7 @@ needed make them, without a question. The blueprint and its variables must be th
 	g.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
+	a.drainFlag(c)
 	c.Flags().BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
 	return c
 }
@@ -168,7 +172,7 @@ const baselineTime = 30 * time.Second
 // boxes, and with smoke runs the smoke blocks, before the first change. Where
 // machines are not made yet there is nothing to prove.
 func (d *deployment) baseline(ctx context.Context, p *plan.Plan, smoke bool) {
-	if slices.ContainsFunc(p.Changes(), func(c plan.Change) bool { return c.From == plan.Unseen }) {
+	if slices.ContainsFunc(p.Changes(), func(c plan.Change) bool { return c.From == plan.Unseen && c.Action != plan.Run }) {
 		return
 	}
 	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
@@ -232,6 +236,7 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 	start := d.now()
 	err = p.Apply(ctx, d.stop)
 	took := d.now().Sub(start)
+	d.sayDrained()
 	if err != nil {
 		var back *plan.RollbackError
 		if !errors.As(err, &back) || !back.Complete() {

@@ -132,6 +132,13 @@ type (
 		Port  int    `json:"port,omitempty"`
 		Text  string `json:"text,omitempty"`
 	}
+	drained struct {
+		Box      string   `json:"box"`
+		VIPs     []string `json:"vips"`
+		WaitedMS int64    `json:"waited_ms"`
+		Cut      int      `json:"cut"`               // sessions
+		Clients  []string `json:"clients,omitempty"` // whose sessions or transfers were cut
+	}
 	output struct {
 		Name      string `json:"name"`
 		Value     string `json:"value"`
@@ -173,6 +180,8 @@ func (e event) kind() string {
 		return "smoke.check"
 	case matrixCell:
 		return "matrix.cell"
+	case drained:
+		return "drain"
 	case output:
 		return "output"
 	case note:

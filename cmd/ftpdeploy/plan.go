@@ -60,6 +60,7 @@ func (a *app) planCommand() *cobra.Command {
 	g.flags(c)
 	c.Flags().BoolVar(&destroy, "destroy", false, "plan the removal of everything that this deployment owns")
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit 2 when changes are pending, 0 when there are none")
+	a.drainFlag(c)
 	c.Flags().StringVar(&out, "out", "", "save the plan in a `file`, for show and apply")
 	c.Flags().StringArrayVar(&data, "delete-data", nil, "with --destroy: delete the data of this volume `name` too, although the blueprint keeps it")
 	return c
@@ -81,6 +82,9 @@ func next(f *planFile, file string) string {
 		if file == "" || !slices.Contains(f.Allowed, d.Kind) {
 			lacking = append(lacking, d.Kind)
 		}
+	}
+	if file == "" && f.Drain != "" {
+		command += " --drain " + f.Drain
 	}
 	if file == "" {
 		for _, name := range f.Scope.Only {
@@ -117,12 +121,15 @@ type deployment struct {
 
 // open loads the blueprint; connections are made when they are needed.
 func (a *app) open(deleteData []string) (*deployment, error) {
+	if a.drain != "" && !slices.Contains(drainModes, a.drain) {
+		return nil, &exitError{64, fmt.Errorf("--drain %s: want wait, deadline or cut", a.drain)}
+	}
 	t, err := a.load()
 	if err != nil {
 		return nil, err
 	}
 	live := steps.Open(t, steps.Options{
-		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Env: a.env, Version: version(), Keep: a.keeping(t),
+		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
 	})
 	return &deployment{app: a, topology: t, live: live, data: deleteData}, nil
 }
@@ -202,7 +209,7 @@ func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration)
 	}
 	f := &planFile{
 		Format: planFormat, Ftpdeploy: version(), Made: d.now().UTC(), Deployment: d.topology.ID, Blueprint: blueprint,
-		Scope: d.guard.scope, DeleteData: d.data, Allowed: d.guard.allow,
+		Scope: d.guard.scope, DeleteData: d.data, Drain: d.drain, Allowed: d.guard.allow,
 		Scoped: scoped, Plan: p.Save(), Needs: steps.Dangers(d.topology, p),
 		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds()),
 	}
@@ -214,6 +221,9 @@ func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration)
 		if o.Turns > 0 {
 			f.Head += fmt.Sprintf(" · %s %d turns, %.1f KiB", o.Address, o.Turns, float64(o.BytesIn+o.BytesOut)/1024)
 		}
+	}
+	for _, line := range d.live.Away() {
+		f.Head += "\n" + line
 	}
 	return f, nil
 }

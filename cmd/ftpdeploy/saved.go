@@ -29,6 +29,7 @@ type planFile struct {
 	Blueprint  blueprintMark `json:"blueprint"`
 	Scope      plan.Scope    `json:"scope"`
 	DeleteData []string      `json:"delete_data,omitempty"`
+	Drain      string        `json:"drain,omitempty"` // --drain
 	Allowed    []string      `json:"allowed,omitempty"`
 
 	Head     string         `json:"head"` // what was looked at, in words

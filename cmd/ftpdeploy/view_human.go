@@ -64,7 +64,7 @@ func (h *human) emit(e event) {
 	case planChange:
 		h.clear()
 		h.change(d)
-	case planSummary, output:
+	case planSummary, drained, output:
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
 	case note:
