@@ -43,7 +43,7 @@ func hand(act string, args []string) int {
 			_, err := vcenter(ctx)
 			return err
 		},
-		"probe": probe,
+		"probe": probe, "sessions": sessions,
 	}
 	do, ok := acts[act]
 	if !ok {
