@@ -30,6 +30,9 @@ var causes = []struct {
 		may: []string{"$1 KEPT"},
 	},
 	{target: `(\S+):proof`, must: []string{"$1 job ftpdeploy-revert.timer stop"}},
+	// The file that keeps a box away is gone again at the end.
+	{target: `(\S+):(?:drain|resume)`, must: []string{"$1 directory /var/lib/ftpdeploy"}, may: []string{"$1 job keepalived.service restart"}},
+	{target: `(\S+):serves`},
 	{target: `(\S+):(/\S+)`, must: []string{"$1 file $2", "$1 directory DIR($2)"}},
 	{target: `(\S+):sysctl (\S+)`, must: []string{"$1 setting $2"}},
 	{

@@ -373,7 +373,7 @@ func (s *hostStep) comeBack(ctx context.Context, vips []*blueprints.VIP) error {
 // box is not touched before this one serves again.
 func (s *hostStep) proven() plan.Change {
 	return plan.Change{
-		Action: plan.Run, Target: s.box.Name + ":proof", Want: "serves", From: "goes down",
+		Action: plan.Run, Target: s.box.Name + ":serves", Want: "serves", From: "goes down",
 		Reason: "its own address is proven before another box goes down",
 		Do:     s.serves,
 	}
