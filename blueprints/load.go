@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/ext/dynblock"
@@ -28,6 +29,10 @@ type Options struct {
 	VarFiles []string                    // --var-file, in their order
 	Env      func(string) (string, bool) // the environment, as os.LookupEnv; nil is an empty one
 	Version  string                      // of this program, for required_version; one that is not x.y.z satisfies all
+
+	// In the place of what the rollout block says, "" and 0 for that.
+	OnFailure     string // --on-failure: rollback or halt
+	ConfirmWithin time.Duration
 }
 
 // Load reads a blueprint from a file, or from all *.ftp.hcl files of a directory, and checks it.
@@ -157,6 +162,9 @@ func (l *loader) load(path string) {
 		}
 	}
 	l.bastions()
+	r := &l.topology.Rollout
+	r.OnFailure = cmp.Or(l.options.OnFailure, r.OnFailure)
+	r.ConfirmWithin = cmp.Or(l.options.ConfirmWithin, r.ConfirmWithin)
 	l.check()
 	if !l.diags.HasErrors() {
 		l.record()

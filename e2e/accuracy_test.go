@@ -56,6 +56,7 @@ var causes = []struct {
 	{target: `PersistentVolumeClaim (\S+)`, must: []string{"kubernetes: VERB persistentvolumeclaims $1"}},
 	{target: `Deployment (\S+)`, must: []string{"kubernetes: VERB deployments $1"}},
 	{target: `Service (\S+)`, must: []string{"kubernetes: VERB services $1"}},
+	{target: `image \S+`, must: []string{"kubernetes: patch deployments ftp/vsftpd.image", "kubernetes: delete deployments ftp/vsftpd.image"}},
 }
 
 // theLock is what a run with changes does for its lock.

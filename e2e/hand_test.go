@@ -39,6 +39,7 @@ func hand(act string, args []string) int {
 	acts := map[string]func(context.Context, []string) error{
 		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
 		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService, "lease-delete": deleteLease,
+		"taint": taint, "untaint": untaint,
 		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
 			_, err := vcenter(ctx)
 			return err
@@ -318,6 +319,26 @@ func deleteLease(ctx context.Context, args []string) error {
 		return err
 	}
 	return c.CoordinationV1().Leases(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
+}
+
+// taint keeps pods that do not tolerate it off a node, from now on.
+func taint(ctx context.Context, args []string) error {
+	return setTaints(ctx, args[0], []corev1.Taint{{Key: "ftplab.test/reserved", Effect: corev1.TaintEffectNoSchedule}})
+}
+
+func untaint(ctx context.Context, args []string) error { return setTaints(ctx, args[0], nil) }
+
+func setTaints(ctx context.Context, node string, taints []corev1.Taint) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"taints": taints}})
+	if err != nil {
+		return err
+	}
+	_, err = c.CoreV1().Nodes().Patch(ctx, node, ktypes.MergePatchType, patch, byEdit)
+	return err
 }
 
 // podEnv prints an environment variable of the FTP server's Deployment.

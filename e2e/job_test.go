@@ -42,6 +42,7 @@ func TestMainJob(t *testing.T) {
 		{"the VIP survives its holder", failover},
 		{"lost machines are rebuilt", rebuild},
 		{"destroy leaves nothing but data", destroy},
+		{"a failed first deployment leaves nothing", failedFirst},
 	}
 	for _, p := range parts {
 		if !t.Run(p.name, p.run) {

@@ -202,9 +202,12 @@ func planned(t *testing.T, args ...string) []change {
 }
 
 type jsonEvent struct {
-	Seq  int
-	Type string
-	Msg  string
+	Seq     int
+	TS      time.Time
+	Type    string
+	Msg     string
+	Outcome string
+	RunDir  string `json:"run_dir"`
 	change
 	Turns          int
 	BytesIn        int64 `json:"bytes_in"`

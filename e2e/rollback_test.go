@@ -2,11 +2,9 @@ package e2e
 
 import (
 	"bufio"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,46 +27,6 @@ func variant(t *testing.T, texts ...string) string {
 		t.Fatal(err)
 	}
 	return file
-}
-
-// failedChange plants faults that no check of a file sees: the run ends with 5,
-// all is as before, and the evidence is there.
-func failedChange(t *testing.T) {
-	for _, f := range []struct {
-		name  string
-		texts []string
-	}{
-		{"haproxy -c takes it, and a reload does not", []string{`hard_stop_after = "4h"`, "hard_stop_after = \"4h\"\n    extra_global = \"stats socket /nonexistent/x.sock\""}},
-		{"dead nodes", []string{`["198.51.100.21", "198.51.100.22", "198.51.100.23"]`, `["198.51.100.98", "198.51.100.99"]`}},
-		{"an image that is not there", []string{`vsftpd:lab"`, `vsftpd:none"`, `client  = "2h"`, `client  = "3h"`}},
-	} {
-		t.Run(f.name, func(t *testing.T) {
-			file := variant(t, f.texts...)
-			before := planned(t, "-f", file)
-			r := deploy(t, "apply", "--yes", "--json", "-f", file).exits(t, 5)
-			end := struct {
-				Outcome string
-				RunDir  string `json:"run_dir"`
-			}{}
-			if err := json.Unmarshal([]byte(lastLine(r.stdout)), &end); err != nil || end.Outcome != "rolled_back" {
-				t.Fatalf("%v: %s", err, lastLine(r.stdout))
-			}
-			start := time.Now()
-			within(t, 15*time.Second, "the service works as before", func() bool { return deploy(t, "verify").code == 0 })
-			t.Logf("exit 5 after %.1f s, and verified %.1f s later", r.took.Seconds(), time.Since(start).Seconds())
-			// In any order: where the service was away the VIP may have moved.
-			byTarget := func(a, b change) int { return strings.Compare(a.Target, b.Target) }
-			slices.SortFunc(before, byTarget)
-			after := planned(t, "-f", file)
-			if slices.SortFunc(after, byTarget); !slices.Equal(after, before) {
-				t.Errorf("the plan was %v and is %v", before, after)
-			}
-			planIsEmpty(t)
-			if kept := shell(t, "jump", "cat "+end.RunDir+"/*/ftp-transcript.txt "+end.RunDir+"/*/journal.txt"); !strings.Contains(kept, "> EPSV") {
-				t.Errorf("evidence: %s", tail(kept))
-			}
-		})
-	}
 }
 
 // jumpHostKilled kills ftpdeploy when the first box has loaded what it was given

@@ -113,6 +113,18 @@ func newLive(r Ref, m metav1.Object, content map[string]any) (*Live, error) {
 	return l, nil
 }
 
+// Decode reads the object, which comes from Find, into a struct of the API's JSON.
+func (l *Live) Decode(into any) error {
+	text, err := json.Marshal(l.content)
+	if err == nil {
+		err = json.Unmarshal(text, into)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", l.Ref, err)
+	}
+	return nil
+}
+
 // Find returns the object, or an error that is ErrNotFound when it is not there.
 func (c *Client) Find(ctx context.Context, r Ref) (*Live, error) {
 	g, err := resource(r.Kind)
@@ -211,12 +223,21 @@ func (p *Preview) Before() Object {
 	if p.Live == nil {
 		return nil
 	}
-	was, _ := project(merged(owned(p.Live), owned(p.would)), p.Live.content).(map[string]any)
-	name := map[string]any{"name": p.Live.Name}
-	if p.Live.Namespace != "" {
-		name["namespace"] = p.Live.Namespace
+	return p.Live.manifest(merged(owned(p.Live), owned(p.would)))
+}
+
+// Manifest is what of the object is ours, by which it can be made again. The object
+// comes from Find.
+func (l *Live) Manifest() Object { return l.manifest(owned(l)) }
+
+// manifest has the fields of the object that the tree names.
+func (l *Live) manifest(tree map[string]any) Object {
+	fields, _ := project(tree, l.content).(map[string]any)
+	name := map[string]any{"name": l.Name}
+	if l.Namespace != "" {
+		name["namespace"] = l.Namespace
 	}
-	return merged(was, map[string]any{"apiVersion": p.Live.content["apiVersion"], "kind": p.Live.Kind, "metadata": name})
+	return merged(fields, map[string]any{"apiVersion": l.content["apiVersion"], "kind": l.Kind, "metadata": name})
 }
 
 // wantsRecreate tells whether a Deployment was refused because it has the

@@ -72,22 +72,64 @@ func rolledOut(d *appsv1.Deployment) (bool, string) {
 func (c *Client) WaitRollout(ctx context.Context, namespace, name string, bound time.Duration, report func(string)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, bound, fmt.Errorf("it does not serve after %s", bound))
 	defer cancel()
+	return c.await(ctx, namespace, name, report, func(_ context.Context, d *appsv1.Deployment) (bool, string, error) {
+		serving, progress := rolledOut(d)
+		return serving, progress, nil
+	})
+}
+
+// WaitPulled waits, for at most bound, until a pod of the Deployment has its image,
+// whatever the pod does then. It stops with a *StuckError as WaitRollout does.
+func (c *Client) WaitPulled(ctx context.Context, namespace, name string, bound time.Duration, report func(string)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, bound, fmt.Errorf("it is not pulled after %s", bound))
+	defer cancel()
+	return c.await(ctx, namespace, name, report, func(ctx context.Context, d *appsv1.Deployment) (bool, string, error) {
+		pods, err := c.pods(ctx, d)
+		for _, p := range pods {
+			if slices.ContainsFunc(p.Status.ContainerStatuses, pulled) {
+				return true, "", nil
+			}
+		}
+		return false, "the image is not pulled yet", err
+	})
+}
+
+// pulled tells whether a container has its image: it has run, or was to be made.
+func pulled(s corev1.ContainerStatus) bool {
+	if s.State.Running != nil || s.State.Terminated != nil || s.LastTerminationState.Terminated != nil {
+		return true
+	}
+	return s.State.Waiting != nil && slices.Contains([]string{"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}, s.State.Waiting.Reason)
+}
+
+// Unpullable tells whether an image cannot be had: it is not there, or may not be
+// taken, or is not to be asked for.
+func (e *StuckError) Unpullable() bool {
+	return slices.Contains([]string{"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}, e.Reason)
+}
+
+// await polls the Deployment until done says so, ctx is over, or an obstacle has
+// stood for a while that will not pass.
+func (c *Client) await(ctx context.Context, namespace, name string, report func(string),
+	done func(context.Context, *appsv1.Deployment) (ok bool, progress string, err error),
+) error {
 	var obstacle *StuckError
 	var since time.Time
 	seen := "nothing seen yet"
 	for {
 		d, err := c.deployment(ctx, namespace, name)
-		if ctx.Err() != nil {
-			return fmt.Errorf("%w: %s", context.Cause(ctx), seen)
+		var ok bool
+		var progress, note string
+		if err == nil {
+			ok, progress, err = done(ctx, d)
 		}
-		if err != nil {
-			return err
-		}
-		serving, progress := rolledOut(d)
-		if serving {
+		if ok {
 			return nil
 		}
-		stuck, note, err := c.diagnose(ctx, d)
+		var stuck *StuckError
+		if err == nil {
+			stuck, note, err = c.diagnose(ctx, d)
+		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %s", context.Cause(ctx), seen)
 		}
@@ -235,15 +277,8 @@ func (c *Client) crash(ctx context.Context, p *corev1.Pod, s corev1.ContainerSta
 	if t := s.LastTerminationState.Terminated; t != nil {
 		text = fmt.Sprintf("exit code %d (%s), %s", t.ExitCode, t.Reason, text)
 	}
-	ctx, cancel := context.WithTimeout(ctx, certain) // the node may be what is broken
-	defer cancel()
-	lines := int64(5)
-	log, err := c.set.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: s.Name, Previous: true, TailLines: &lines}).Stream(ctx)
+	b, err := c.log(ctx, p, s.Name, true, 5)
 	if err != nil {
-		return text + "; its log cannot be read: " + err.Error()
-	}
-	b, err := io.ReadAll(io.LimitReader(log, 16<<10))
-	if err = errors.Join(err, log.Close()); err != nil {
 		return text + "; its log cannot be read: " + err.Error()
 	}
 	tail := strings.Split(strings.TrimSpace(string(b)), "\n")
@@ -252,6 +287,18 @@ func (c *Client) crash(ctx context.Context, p *corev1.Pod, s corev1.ContainerSta
 		return text + "; its log is empty"
 	}
 	return text + "; last log line: " + last
+}
+
+// log is the end of a container's log, or of that of the one before it.
+func (c *Client) log(ctx context.Context, p *corev1.Pod, container string, previous bool, lines int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, certain) // the node may be what is broken
+	defer cancel()
+	log, err := c.set.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: container, Previous: previous, TailLines: &lines}).Stream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(log, 256<<10))
+	return b, errors.Join(err, log.Close())
 }
 
 // claims looks at the claims of a pod that is not scheduled. Unbound says what a

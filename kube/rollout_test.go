@@ -214,6 +214,28 @@ func testRollout(t *testing.T, c *Client, _ *kubetest.Server) {
 		})
 	}
 	t.Run("patience", func(t *testing.T) { testPatience(t, c) })
+	t.Run("evidence", func(t *testing.T) { testEvidence(t, c) })
+}
+
+// What is left of a failure is there to be read.
+func testEvidence(t *testing.T, c *Client) {
+	s := newStage(t, c)
+	s.pod("", "")(waiting("ImagePullBackOff", "no such tag"))
+	s.event(Ref{"Pod", s.ns, "a-1"}, corev1.EventTypeWarning, "Failed", "not found in the registry")
+	found, err := c.Look(t.Context(), s.ns, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"pods.yaml": "message: no such tag", "events.txt": "Warning Failed Pod " + s.ns + "/a-1: not found in the registry (1 times)",
+	} {
+		if !strings.Contains(string(found[name]), want) {
+			t.Errorf("%s lacks %q:\n%s", name, want, found[name])
+		}
+	}
+	if found, err = c.Look(t.Context(), s.ns, "b"); err != nil || len(found) != 1 {
+		t.Errorf("of a Deployment that is not there: %q, %v; want the events", found, err)
+	}
 }
 
 // What may pass by itself, or is on its way, is waited for, and said.

@@ -28,6 +28,8 @@ type Options struct {
 	Parallel int      // steps that look or act at the same time; 0 means 8
 	Observer Observer // nil means nobody listens
 	Rollback bool     // a step that fails is put back, and then the others that have acted
+	// Evidence is called once, before anything is put back; nil means nobody wants it.
+	Evidence func(ctx context.Context)
 }
 
 func (o Options) parallel() int {
@@ -222,6 +224,8 @@ type application struct {
 	mu       sync.Mutex
 	failed   bool
 	rollback RollbackError // of the steps that were put back while others still acted
+
+	asked sync.Once // for the evidence
 }
 
 // halt tells why nothing more may begin, or nil.
@@ -261,6 +265,7 @@ func (a *application) step(ctx context.Context, i int, before []int) error {
 		a.opts.observe(Event{Kind: StepFailed, Step: name, Index: i, Err: err})
 		var left *NotConvergedError
 		if a.reverses(ctx) && !errors.As(err, &left) {
+			a.evidence(ctx)
 			r := a.putBack(ctx, i, moved(err)...)
 			a.mu.Lock()
 			a.rollback.add(r)

@@ -86,6 +86,7 @@ func (a *application) fail(ctx context.Context, cause error) error {
 	default:
 		for i := range slices.Backward(a.did) {
 			if len(a.did[i]) > 0 {
+				a.evidence(ctx)
 				all.add(a.putBack(ctx, i))
 			}
 		}
@@ -94,6 +95,13 @@ func (a *application) fail(ctx context.Context, cause error) error {
 		return cause // nothing was changed
 	}
 	return &all
+}
+
+// evidence asks for the evidence of the failure, the first time.
+func (a *application) evidence(ctx context.Context) {
+	if a.opts.Evidence != nil {
+		a.asked.Do(func() { a.opts.Evidence(context.WithoutCancel(ctx)) })
+	}
 }
 
 // stays are the targets of changes that nothing can put back.

@@ -75,11 +75,15 @@ func TestRollback(t *testing.T) {
 			var log []string
 			first, second := test.first, test.second
 			first.name, first.log, second.name, second.log, second.after = "host/a", &log, "host/b", &log, []string{"host/a"}
-			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{&first, &second}, plan.Options{Rollback: true})
+			evidence := func(context.Context) { log = append(log, "evidence") }
+			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{&first, &second}, plan.Options{Rollback: true, Evidence: evidence})
 			if err != nil {
 				t.Fatal(err)
 			}
 			err = p.Apply(t.Context(), nil)
+			if log[0] != "evidence" || slices.Contains(log[1:], "evidence") {
+				t.Errorf("evidence is asked for once, before all: %q", log)
+			}
 			var back *plan.RollbackError
 			if !errors.As(err, &back) || !errors.Is(err, errBroken) {
 				t.Fatalf("got %v", err)

@@ -75,8 +75,13 @@ type hostStep struct {
 	moves   bool        // a box of the group that holds a VIP goes down before this step acts
 	drain   drainPolicy
 	drained func(Drained) // is told when the box has given its VIPs away; nil = nobody is
+	// former gives a smoke block as it fits what is deployed, nil where that is no
+	// other one; nil where nobody can tell.
+	former func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error)
 	// worked is what the box carried before the run acted; nil where nobody has looked.
 	worked *trial
+	// reverted is what was put back; nil where nothing was.
+	reverted *trial
 	// keep keeps the evidence of a failure; nil where nobody wants it.
 	keep func(name string, text []byte) error
 }

@@ -9,11 +9,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp"
 	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
 )
 
@@ -28,7 +30,14 @@ const (
 	settleBound  = 20 * time.Second // once the cluster's part is there: health checks and NodePorts follow
 	revertTime   = 15 * time.Second // of confirm_within, for the way back
 	baselineTime = 15 * time.Second
-	backTime     = 15 * time.Second // until the former service answers after a revert
+	backTime     = 15 * time.Second // until the former service answers when all is put back
+)
+
+// When a proof is made.
+const (
+	beforeChange = "before"
+	afterChange  = "after"
+	backFrom     = "back from"
 )
 
 // newBox stands, among what worked before, for a box that has never carried a
@@ -38,10 +47,11 @@ const newBox = "(new)"
 // trial is one set of changes of a box from the arming of its timer to the proof.
 type trial struct {
 	generation remote.Generation
-	n          int       // 0 = not armed
-	until      time.Time // the end of proving; zero = no timer runs
-	proven     []string  // services that worked before
-	transcript []string  // of every proof
+	n          int                          // 0 = not armed
+	until      time.Time                    // the end of proving; zero = no timer runs
+	proven     []string                     // services that worked before
+	as         map[string]*blueprints.Smoke // how they did, where not as the blueprint has it
+	transcript []string                     // of every proof
 }
 
 // number reads a file that holds one.
@@ -129,7 +139,7 @@ func (l *hostLook) arm(ctx context.Context, h *remote.Host, t *trial, report fun
 	if worked == nil {
 		worked = l.measure(ctx, h)
 	}
-	t.transcript = slices.Clone(worked.transcript)
+	t.transcript, t.as = slices.Clone(worked.transcript), worked.as
 	t.generation.Proven = slices.Clone(worked.proven)
 	if d := l.daemons()[0]; !l.facts.Files[d.Marker].Exists {
 		t.generation.Proven = append(t.generation.Proven, newBox)
@@ -151,9 +161,9 @@ func (l *hostLook) arm(ctx context.Context, h *remote.Host, t *trial, report fun
 func (s *hostStep) measure(ctx context.Context, h *remote.Host) *trial {
 	ctx, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
-	t := &trial{}
+	t := &trial{as: map[string]*blueprints.Smoke{}}
 	for _, smoke := range s.proofs() {
-		if s.prove(ctx, h, smoke, t, "before") == nil {
+		if s.prove(ctx, h, smoke, t, beforeChange) == nil {
 			t.proven = append(t.proven, smoke.Service.Name)
 		}
 	}
@@ -162,18 +172,21 @@ func (s *hostStep) measure(ctx context.Context, h *remote.Host) *trial {
 
 // Baseline proves every box at its own addresses, before the first step of the
 // list acts: what is broken afterwards is then known to have worked. A box that
-// cannot be entered has carried nothing.
-func (l *Live) Baseline(ctx context.Context) {
+// cannot be entered has carried nothing. It tells whether any can.
+func (l *Live) Baseline(ctx context.Context) bool {
 	var looks []func(context.Context) error
+	var entered atomic.Bool
 	for _, s := range l.steps {
 		looks = append(looks, func(ctx context.Context) error {
 			if h, err := s.connect(ctx); err == nil {
+				entered.Store(true)
 				s.worked = s.measure(ctx, h)
 			}
 			return nil
 		})
 	}
 	_ = together(ctx, looks)
+	return entered.Load()
 }
 
 // confirm proves the box and stops the timer. Which service must work:
@@ -219,7 +232,7 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 			pauseFor(ctx, smokePause)
 			continue
 		}
-		err := l.prove(ctx, h, s, t, "after")
+		err := l.prove(ctx, h, s, t, afterChange)
 		if err == nil {
 			return nil
 		}
@@ -238,7 +251,11 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 		case steady.IsZero():
 			steady = time.Now()
 		}
-		if ctx.Err() != nil || !steady.IsZero() && time.Since(steady) > settleBound {
+		patience := settleBound
+		if ftp.Final(err) {
+			patience = finalBound
+		}
+		if ctx.Err() != nil || !steady.IsZero() && time.Since(steady) > patience {
 			return fmt.Errorf("the box does not serve: %w", err)
 		}
 		report("not yet: " + err.Error())
@@ -279,9 +296,11 @@ func (s *hostStep) proofs() []*blueprints.Smoke {
 	return all
 }
 
-// prove moves a file through the box's own address. The connections are opened
-// by the box itself: whether a client may come is not what its changes decide.
-// Where it forwards none they are opened here.
+// prove moves a file through the box's own address. Before the change the box
+// serves, too, if it does so as it is deployed, and must do that again when it is
+// put back. The connections are opened by the
+// box itself: whether a client may come is not what its changes decide. Where it
+// forwards none they are opened here.
 func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.Smoke, t *trial, when string) error {
 	own, _ := proxy.Direct(s.topology, s.box, smoke.Service)
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -291,13 +310,34 @@ func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.
 		}
 		return conn, err
 	}
-	r := prove(ctx, smoke, s.box, own.String(), dial)
+	as := smoke
+	if when == backFrom {
+		as = cmp.Or(t.as[smoke.Service.Name], smoke)
+	}
+	r := prove(ctx, as, s.box, own.String(), dial)
+	t.note(r, when)
+	if r.Err == nil || when != beforeChange || s.former == nil {
+		return r.Err
+	}
+	former, err := s.former(ctx, smoke)
+	if err != nil || former == nil {
+		return r.Err
+	}
+	r = prove(ctx, former, s.box, own.String(), dial)
+	t.note(r, when)
+	if r.Err == nil {
+		t.as[smoke.Service.Name] = former
+	}
+	return r.Err
+}
+
+// note adds a proof to the transcript.
+func (t *trial) note(r SmokeResult, when string) {
 	t.transcript = append(t.transcript, fmt.Sprintf("== %s, %s the change, %s", time.Now().UTC().Format(time.RFC3339), when, r.Address))
 	t.transcript = append(t.transcript, r.Report.Transcript...)
 	if r.Err != nil {
 		t.transcript = append(t.transcript, r.Err.Error())
 	}
-	return r.Err
 }
 
 // serving tells whether the cluster's part of a service is as the blueprint says,
@@ -315,8 +355,9 @@ func (l *hostLook) serving(ctx context.Context, s *blueprints.Service) (ready, r
 	return err == nil && len(changes) == 0, rolling, err
 }
 
-// revert keeps the evidence and puts back what the box had; what worked before
-// must work again.
+// revert keeps the evidence and puts back what the box had. Whether what worked
+// before works again is for Returned to find out: other steps may still have to be
+// put back for that.
 func (l *hostLook) revert(ctx context.Context, t *trial) error {
 	if t.n == 0 {
 		return nil // nothing was changed
@@ -329,13 +370,9 @@ func (l *hostLook) revert(ctx context.Context, t *trial) error {
 	if err := h.Revert(ctx, t.generation, t.n, l.spared...); err != nil {
 		return errors.Join(err, evidence)
 	}
-	for _, s := range l.proofs() {
-		if !slices.Contains(t.proven, s.Service.Name) {
-			continue
-		}
-		if err := l.again(ctx, h, s, t); err != nil {
-			return errors.Join(fmt.Errorf("reverted, and what worked before does not: %w", err), evidence)
-		}
+	l.reverted = t
+	if n := t.generation.Pending; n > 0 {
+		return fmt.Errorf("generation %d was begun by a run that broke off: %s is as it was before that run, and not as this one found it", n, l.box.Name)
 	}
 	if !l.marked() {
 		return h.RemoveAll(ctx, l.root+stateDir)
@@ -343,12 +380,40 @@ func (l *hostLook) revert(ctx context.Context, t *trial) error {
 	return nil
 }
 
+// Returned proves the boxes that were put back, when all else was too: what worked
+// on them before works again.
+func (l *Live) Returned(ctx context.Context) error {
+	var looks []func(context.Context) error
+	for _, s := range l.steps {
+		if s.reverted != nil {
+			looks = append(looks, s.returned)
+		}
+	}
+	return together(ctx, looks)
+}
+
+func (s *hostStep) returned(ctx context.Context) error {
+	for _, smoke := range s.proofs() {
+		if !slices.Contains(s.reverted.proven, smoke.Service.Name) {
+			continue
+		}
+		h, err := s.connect(ctx)
+		if err == nil {
+			err = s.again(ctx, h, smoke, s.reverted)
+		}
+		if err != nil {
+			return fmt.Errorf("%s was put back, and what worked before does not: %w", s.box.Name, err)
+		}
+	}
+	return nil
+}
+
 // again proves after a revert.
-func (l *hostLook) again(ctx context.Context, h *remote.Host, s *blueprints.Smoke, t *trial) error {
-	ctx, cancel := bounded(ctx, backTime, l.box.Name+" to serve as before")
+func (s *hostStep) again(ctx context.Context, h *remote.Host, smoke *blueprints.Smoke, t *trial) error {
+	ctx, cancel := bounded(ctx, backTime, s.box.Name+" to serve as before")
 	defer cancel()
 	for {
-		err := l.prove(ctx, h, s, t, "back from")
+		err := s.prove(ctx, h, smoke, t, backFrom)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}

@@ -191,6 +191,9 @@ func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change
 			continue
 		}
 		stale := k.deletion(c, l, "not in the blueprint any more")
+		if stale.Undo, err = k.again(ctx, c, l); err != nil {
+			return nil, err
+		}
 		if l.Kind == "Service" || l.Kind == "Deployment" {
 			changes = append(changes, stale)
 		} else { // a claim can go when the pod is without it
@@ -235,7 +238,38 @@ func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change
 		return nil, err
 	}
 	k.missed(live, planned)
-	return slices.Concat(changes, slices.Concat(planned...), late), nil
+	if i := slices.IndexFunc(live, func(l *kube.Live) bool { return l != nil && l.Kind == "Deployment" }); i >= 0 && len(planned[i]) > 0 {
+		pull, err := k.pulling(c, live[i])
+		if err != nil {
+			return nil, err
+		}
+		if pull != nil {
+			changes = slices.Insert(changes, 0, *pull)
+		}
+	}
+	all := slices.Concat(changes, slices.Concat(planned...), late)
+	k.together(all)
+	return all, nil
+}
+
+// together has the Deployment put back after its account: the pod reads that when
+// it starts.
+func (k *kubernetes) together(changes []plan.Change) {
+	at := func(kind, name string) int {
+		target := kube.Ref{Kind: kind, Namespace: k.service.Namespace, Name: name}.String()
+		return slices.IndexFunc(changes, func(c plan.Change) bool { return c.Target == target && c.Action == plan.Update })
+	}
+	account, pod := at("Secret", k.accountName()), at("Deployment", k.service.Name)
+	if account < 0 || pod < 0 {
+		return
+	}
+	undo := changes[pod].Undo
+	changes[pod].Undo = func(ctx context.Context) error {
+		if err := changes[account].Undo(ctx); err != nil {
+			return err
+		}
+		return undo(ctx)
+	}
 }
 
 // missed finds what was there: objects are made in their order, so one that is
@@ -307,7 +341,10 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 		return nil, &kube.ConflictError{Object: live.Ref, Fields: taken}
 	}
 	change.Detail.Fields = append(change.Detail.Fields, warningFields(p.Warnings)...)
-	if live.Kind != "PersistentVolumeClaim" || !slices.ContainsFunc(p.Deltas, func(d kube.Delta) bool { return strings.HasPrefix(d.Path, "spec.") }) { // a claim only grows
+	grows := func(d kube.Delta) bool {
+		return live.Kind == "PersistentVolumeClaim" && strings.HasPrefix(d.Path, "spec.")
+	}
+	if !slices.ContainsFunc(p.Deltas, grows) { // and never shrinks
 		change.Undo = func(ctx context.Context) error { return k.applying(c, p.Before())(ctx, func(string) {}) }
 	}
 	return []plan.Change{change}, nil
@@ -372,13 +409,13 @@ func (k *kubernetes) applying(c *kube.Client, o kube.Object) func(context.Contex
 		if r.Kind != "Deployment" {
 			return nil
 		}
-		return k.await(ctx, c, report)
+		return k.await(ctx, c, r.Name, report)
 	}
 }
 
-// await waits until the service's Deployment serves.
-func (k *kubernetes) await(ctx context.Context, c *kube.Client, report func(string)) error {
-	err := c.WaitRollout(ctx, k.service.Namespace, k.service.Name, rolloutWait, report)
+// await waits until a Deployment serves.
+func (k *kubernetes) await(ctx context.Context, c *kube.Client, name string, report func(string)) error {
+	err := c.WaitRollout(ctx, k.service.Namespace, name, rolloutWait, report)
 	if stuck, ok := errors.AsType[*kube.StuckError](err); ok && stuck.Reason == "FailedCreate" && strings.Contains(stuck.Detail, "PodSecurity") {
 		return fmt.Errorf("%w\nnext: kubectl label namespace %s pod-security.kubernetes.io/enforce=baseline", err, k.service.Namespace)
 	}
@@ -398,7 +435,7 @@ func (k *kubernetes) serving(ctx context.Context, c *kube.Client, live *kube.Liv
 		Action: plan.Run, Target: live.Ref.String(), Reason: "wait until it serves: " + progress, Cause: drifted("", time.Time{}), Effect: plan.NoEffect,
 		// A pod may become ready by itself before its turn comes.
 		From: plan.Unseen, Want: servingPod,
-		Do: func(ctx context.Context, report func(string)) error { return k.await(ctx, c, report) },
+		Do: func(ctx context.Context, report func(string)) error { return k.await(ctx, c, live.Name, report) },
 	}}, nil
 }
 
@@ -630,6 +667,19 @@ func (k *kubernetes) deletion(c *kube.Client, l *kube.Live, why string) plan.Cha
 		Action: plan.Delete, Target: l.Ref.String(), Reason: why, Cause: destroyed(k.topology), Effect: effect, From: l.UID, Needs: needs,
 		Do: func(ctx context.Context, report func(string)) error { return c.Delete(ctx, l, report) },
 	}
+}
+
+// again is the Undo of a deletion: it makes the object again. It is nil where that
+// does not bring back what was in it.
+func (k *kubernetes) again(ctx context.Context, c *kube.Client, l *kube.Live) (func(context.Context) error, error) {
+	if l.Kind == "PersistentVolumeClaim" {
+		return nil, nil
+	}
+	live, err := find(ctx, c, l.Ref)
+	if err != nil || live == nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return k.applying(c, live.Manifest())(ctx, func(string) {}) }, nil
 }
 
 // absent plans the end of everything of the service but the claims that are

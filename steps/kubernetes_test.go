@@ -74,6 +74,8 @@ func TestKubernetes(t *testing.T) {
 		"rights":           testRights,
 		"undo":             testUndo,
 		"edit meanwhile":   testEditMeanwhile,
+		"undo deletion":    testUndoDeletion,
+		"image missing":    testImageMissing,
 		"label taken away": testLabelTakenAway,
 		"lock":             testLock,
 	} {
@@ -224,7 +226,19 @@ func (f *fixture) controlOnce(ctx context.Context) error {
 	}
 	for _, d := range deployments.Items {
 		if d.DeletionTimestamp != nil {
+			if strings.HasSuffix(d.Name, ".image") {
+				now := int64(0)
+				if err := f.api.CoreV1().Pods(ns).Delete(ctx, d.Name+"-1", metav1.DeleteOptions{GracePeriodSeconds: &now}); passing(err) != nil {
+					return err
+				}
+			}
 			if _, err := f.api.AppsV1().Deployments(ns).Patch(ctx, d.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); passing(err) != nil {
+				return err
+			}
+			continue
+		}
+		if strings.HasSuffix(d.Name, ".image") {
+			if err := f.pull(ctx, &d); err != nil {
 				return err
 			}
 			continue
@@ -255,6 +269,34 @@ func (f *fixture) controlOnce(ctx context.Context) error {
 		space.Spec.Finalizers = nil
 		_, err = f.api.CoreV1().Namespaces().Finalize(ctx, space, metav1.UpdateOptions{})
 	}
+	return passing(err)
+}
+
+// missing is an image that nobody has.
+const missing = "docker.io/ftpdeploy/vsftpd:missing"
+
+// pull plays the kubelet for a Deployment whose pod only pulls an image.
+func (f *fixture) pull(ctx context.Context, d *appsv1.Deployment) error {
+	ns := f.service.Namespace
+	pods := f.api.CoreV1().Pods(ns)
+	c := d.Spec.Template.Spec.Containers[0]
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: d.Name + "-1", Labels: d.Spec.Template.Labels}, Spec: d.Spec.Template.Spec}
+	if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		if !apierrors.IsAlreadyExists(err) {
+			return passing(err)
+		}
+		return nil
+	}
+	state := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 0}}
+	if c.Image == missing {
+		state = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}}
+	}
+	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: c.Name, Image: c.Image, State: state}}}
+	if _, err := pods.UpdateStatus(ctx, pod, metav1.UpdateOptions{}); passing(err) != nil {
+		return err
+	}
+	d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation}
+	_, err := f.api.AppsV1().Deployments(ns).UpdateStatus(ctx, d, metav1.UpdateOptions{})
 	return passing(err)
 }
 
@@ -407,6 +449,7 @@ func testDrift(t *testing.T, c *cluster) {
 	} {
 		f.edit(test.object, test.patch)
 		changes := f.apply(plan.Present) // which fails unless a plan after it is empty
+		changes = slices.DeleteFunc(changes, func(c plan.Change) bool { return c.Target == "image "+f.service.Image })
 		if len(changes) != 1 || changes[0].Action != plan.Update || changes[0].Target != test.object.String() {
 			t.Errorf("%s: changes %q", test.path, f.signs(changes))
 			continue
@@ -708,7 +751,7 @@ func testUndo(t *testing.T, c *cluster) {
 	f.service.PassiveLast++
 	f.service.Image = "docker.io/ftpdeploy/vsftpd:next"
 	second := f.apply(plan.Present)
-	f.wantSigns(second, "~ Secret NS/vsftpd-account", "~ Deployment NS/vsftpd", "~ Service NS/vsftpd")
+	f.wantSigns(second, "> image docker.io/ftpdeploy/vsftpd:next", "~ Secret NS/vsftpd-account", "~ Deployment NS/vsftpd", "~ Service NS/vsftpd")
 	f.undo(second)
 	f.service.Users[0].Password = blueprints.NewSecret(canary)
 	f.service.PassiveLast--
@@ -755,6 +798,40 @@ func testEditMeanwhile(t *testing.T, c *cluster) {
 	f.service.Image = image
 	if left := f.signs(f.plan(plan.Present)); !slices.Equal(left, []string{"~ Service NS/vsftpd"}) {
 		t.Errorf("not as before: %q", left)
+	}
+}
+
+// What goes because the blueprint has it no more is made again by its Undo.
+func testUndoDeletion(t *testing.T, c *cluster) {
+	f := newFixture(t, c)
+	f.service.Volumes = nil
+	f.apply(plan.Present)
+	f.service.Server = "external"
+	changes := f.apply(plan.Present)
+	f.wantSigns(changes, "- Service NS/vsftpd", "- Deployment NS/vsftpd", "- Secret NS/vsftpd-account")
+	f.undo(changes)
+	f.service.Server = "vsftpd"
+	if left := f.plan(plan.Present); len(left) > 0 {
+		t.Errorf("undone, the first state is not there: %q", f.signs(left))
+	}
+}
+
+// An image that cannot be pulled is found out before anything is changed.
+func testImageMissing(t *testing.T, c *cluster) {
+	f := newFixture(t, c)
+	f.apply(plan.Present)
+	f.service.Image = missing
+	changes := f.plan(plan.Present)
+	f.wantSigns(changes, "> image "+missing, "~ Deployment NS/vsftpd")
+	stop := f.control()
+	err := changes[0].Do(t.Context(), func(string) {})
+	stop()
+	var stuck *kube.StuckError
+	if !errors.As(err, &stuck) || !stuck.Unpullable() || !strings.Contains(err.Error(), missing) {
+		t.Errorf("got %v, want that the image cannot be pulled", err)
+	}
+	if now := f.plan(plan.Present); !slices.Equal(f.signs(now), f.signs(changes)) {
+		t.Errorf("%q became %q", f.signs(changes), f.signs(now))
 	}
 }
 

@@ -284,6 +284,25 @@ func (w workload) deployment(checksum string) kube.Object {
 	if len(volumes) > 0 {
 		container["volumeMounts"], pod["volumes"] = mounts, volumes
 	}
+	w.place(pod)
+	return kube.Object{
+		"apiVersion": "apps/v1", "kind": "Deployment", "metadata": w.metadata(w.service.Name),
+		"spec": map[string]any{
+			"replicas": s.Replicas,
+			// Two pods, even for a moment, break passive mode: the data connection may reach the other one.
+			"strategy": map[string]any{"type": "Recreate"},
+			"selector": map[string]any{"matchLabels": w.selector()},
+			"template": map[string]any{
+				"metadata": map[string]any{"labels": w.identity(), "annotations": map[string]any{secretChecksum: checksum}},
+				"spec":     pod,
+			},
+		},
+	}
+}
+
+// place says on which nodes a pod may be.
+func (w workload) place(pod map[string]any) {
+	s := w.service
 	if len(s.NodeSelector) > 0 {
 		pod["nodeSelector"] = anyMap(s.NodeSelector)
 	}
@@ -299,19 +318,6 @@ func (w workload) deployment(checksum string) kube.Object {
 	}
 	if len(tolerations) > 0 {
 		pod["tolerations"] = tolerations
-	}
-	return kube.Object{
-		"apiVersion": "apps/v1", "kind": "Deployment", "metadata": w.metadata(w.service.Name),
-		"spec": map[string]any{
-			"replicas": s.Replicas,
-			// Two pods, even for a moment, break passive mode: the data connection may reach the other one.
-			"strategy": map[string]any{"type": "Recreate"},
-			"selector": map[string]any{"matchLabels": w.selector()},
-			"template": map[string]any{
-				"metadata": map[string]any{"labels": w.identity(), "annotations": map[string]any{secretChecksum: checksum}},
-				"spec":     pod,
-			},
-		},
 	}
 }
 

@@ -111,6 +111,9 @@ func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal pla
 	change.Action = plan.Create
 	if there {
 		change.Action = plan.Update
+	} else {
+		none := s.do(p, plan.Absent, &plan.Change{From: plan.Unseen})
+		change.Undo = func(ctx context.Context) error { return none(ctx, func(string) {}) }
 	}
 	e, err := i.Rules(p)
 	switch {

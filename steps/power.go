@@ -15,12 +15,13 @@ import (
 // its SSH host keys pinned.
 type powerStep struct {
 	machine
-	box *blueprints.Box
+	box  *blueprints.Box
+	made bool // by this run: what undoes that undoes all of this step
 }
 
 // newPower makes the step "power/NAME" of a box that ftpdeploy makes.
 func newPower(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory) plan.Step {
-	return &powerStep{machine{t, client, first}, box}
+	return &powerStep{machine: machine{t, client, first}, box: box}
 }
 
 // Name implements plan.Step.
@@ -56,6 +57,12 @@ func (s *powerStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, er
 	pin := plan.Change{
 		Action: plan.Create, Target: spec.Name + ":hostkeys", Reason: "no SSH host key is pinned", Want: "pinned",
 		Do: func(ctx context.Context, report func(string)) error { return s.pin(ctx, spec, report) },
+	}
+	if s.made = s.made || vm == nil; s.made {
+		gone := func(context.Context) error { return nil }
+		on.Undo, pin.Undo = gone, gone
+	} else if !vm.On {
+		on.Undo = func(ctx context.Context) error { return s.shutDown(ctx, spec) }
 	}
 	switch {
 	case vm == nil:
@@ -111,6 +118,14 @@ func (s *powerStep) powerOn(ctx context.Context, spec vsphere.Spec, report func(
 		return err
 	}
 	return c.WaitAddresses(ctx, spec, addressBound, report)
+}
+
+func (s *powerStep) shutDown(ctx context.Context, spec vsphere.Spec) error {
+	c, err := s.client(ctx)
+	if err != nil {
+		return err
+	}
+	return c.ShutDown(ctx, spec.Deployment, spec.Name, func(string) {})
 }
 
 func (s *powerStep) pin(ctx context.Context, spec vsphere.Spec, report func(string)) error {

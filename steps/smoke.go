@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,8 +23,14 @@ type SmokeOptions struct {
 	// DialFrom opens the way out of the machine that a block's "from" names. It is
 	// not called for a block without one: that is run from here.
 	DialFrom func(context.Context, *blueprints.SSH) (ftp.DialFunc, error)
+	// Former gives a block as it fits what is deployed, nil where that is no other one;
+	// it is run where the block itself fails. nil = only the block itself counts.
+	Former func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error)
+	// As are variants, by the names of blocks, that are run in their places.
+	As map[string]*blueprints.Smoke
 	// Settle is how long a failing block is tried again: NodePorts answer some
-	// seconds after their Service. 0 = one try.
+	// seconds after their Service. What the server itself refuses is given up sooner, a
+	// port that vsftpd did not choose gets three times as long. 0 = one try.
 	Settle time.Duration
 	// Report is told what is being waited for; nil = nobody is.
 	Report func(string)
@@ -39,8 +46,12 @@ type SmokeResult struct {
 	Err     error           // nil = proven
 }
 
-// smokePause is between two tries.
-const smokePause = 500 * time.Millisecond
+// smokePause is between two tries, and finalBound how long is tried again what the
+// server itself refuses: it may have been about to end.
+const (
+	smokePause = 500 * time.Millisecond
+	finalBound = 3 * time.Second
+)
 
 // Smoke proves the services of t by transfers, block after block in the order of the
 // blueprint; it changes nothing that it does not clean up. A block on a VIP gives one
@@ -74,11 +85,21 @@ func Smoke(ctx context.Context, t *blueprints.Topology, o SmokeOptions) ([]Smoke
 
 // settle tries a block until it passes, o.Settle is over or ctx is done.
 func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *blueprints.Smoke) []SmokeResult {
-	end := time.Now().Add(o.Settle)
+	start := time.Now()
 	for {
 		results := o.try(ctx, t, s)
 		failed := slices.IndexFunc(results, func(r SmokeResult) bool { return r.Err != nil })
-		if failed < 0 || time.Now().Add(smokePause).After(end) {
+		if failed < 0 {
+			return results
+		}
+		patience := o.Settle
+		switch err := results[failed].Err; {
+		case ftp.Final(err):
+			patience = min(patience, finalBound)
+		case errors.Is(err, ftp.ErrNotDrawn):
+			patience *= 3
+		}
+		if time.Since(start)+smokePause > patience {
 			return results
 		}
 		o.Report(results[failed].Err.Error())
@@ -92,9 +113,23 @@ func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *bl
 	}
 }
 
-// try runs a block once against each of its addresses.
+// try runs a block once against each of its addresses: as the blueprint has it,
+// and where that fails as it fits what is deployed.
 func (o *SmokeOptions) try(ctx context.Context, t *blueprints.Topology, s *blueprints.Smoke) []SmokeResult {
-	vip := s.Service.VIP
+	results := o.run(ctx, t, s, cmp.Or(o.As[s.Name], s))
+	if o.Former == nil || !slices.ContainsFunc(results, func(r SmokeResult) bool { return r.Err != nil }) {
+		return results
+	}
+	if former, err := o.Former(ctx, s); err == nil && former != nil {
+		return o.run(ctx, t, s, former)
+	}
+	return results
+}
+
+// run runs a block, with the account and the ports of its variant as, against each
+// of its addresses.
+func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *blueprints.Smoke) []SmokeResult {
+	vip := as.Service.VIP
 	broken := func(err error) []SmokeResult {
 		return []SmokeResult{{Smoke: s, Err: fmt.Errorf("smoke %q: %w", s.Name, err)}}
 	}
@@ -106,7 +141,7 @@ func (o *SmokeOptions) try(ctx context.Context, t *blueprints.Topology, s *bluep
 		}
 	}
 	if s.Standby == nil {
-		r := prove(ctx, s, nil, s.VIP.Address.String(), dial)
+		r := prove(ctx, as, nil, vip.Address.String(), dial)
 		if fault := (*ftp.Fault)(nil); errors.As(r.Err, &fault) && fault.Reply == "" {
 			r.Err = o.explain(ctx, vip, r.Err)
 		}
@@ -128,7 +163,7 @@ func (o *SmokeOptions) try(ctx context.Context, t *blueprints.Topology, s *bluep
 				s.Name, box.Name, s.Service.Name)})
 			continue
 		}
-		results = append(results, prove(ctx, s, box, own.String(), dial))
+		results = append(results, prove(ctx, as, box, own.String(), dial))
 	}
 	return results
 }

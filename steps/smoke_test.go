@@ -95,6 +95,29 @@ func TestSmokeRunsWhatIsNamed(t *testing.T) {
 	}
 }
 
+// TestSmokeFormer proves a service by what is deployed where the blueprint has it otherwise.
+func TestSmokeFormer(t *testing.T) {
+	top, _ := smokeTopology(t)
+	deployed := *top.Smokes[0]
+	changed := *deployed.Service
+	changed.PassiveFirst, changed.PassiveLast = changed.PassiveFirst+100, changed.PassiveLast+100
+	top.Smokes[0].Service = &changed
+	o := SmokeOptions{Names: []string{"end-to-end"}, Holder: held(nil), Settle: time.Minute}
+	start := time.Now()
+	if _, err := Smoke(t.Context(), top, o); err == nil || !ftp.Final(err) || time.Since(start) > 20*time.Second {
+		t.Errorf("got %v after %s, want that the server refuses for good", err, time.Since(start))
+	}
+	o.Former = func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error) { return &deployed, nil }
+	results, err := Smoke(t.Context(), top, o)
+	if err != nil || results[0].Smoke != &deployed {
+		t.Errorf("got %v, %+v; want the one that is deployed", err, results)
+	}
+	o.Former, o.As = nil, map[string]*blueprints.Smoke{"end-to-end": &deployed}
+	if _, err := Smoke(t.Context(), top, o); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSmokeReadOnlyUser(t *testing.T) {
 	top, _ := smokeTopology(t, "write_enable=NO")
 	top.Services[0].Users[0].Writable = false

@@ -73,7 +73,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 	}
 	l.steps = seen.hosts
 	for _, h := range seen.hosts {
-		h.keep, h.cluster = l.options.Keep, l.clusterStep
+		h.keep, h.cluster, h.former = l.options.Keep, l.clusterStep, l.former
 		list = append(list, h)
 	}
 	for _, s := range t.Services {
@@ -313,6 +313,14 @@ func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error)
 		}, nil
 	}
 	return Smoke(ctx, l.topology, o)
+}
+
+// Serving runs the smoke blocks as Smoke does, and where one fails as it fits what
+// is deployed: it tells whether a service works, also one that the blueprint has
+// otherwise.
+func (l *Live) Serving(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
+	o.Former = l.former
+	return l.Smoke(ctx, o)
 }
 
 // holder finds the box that holds a VIP now; nil where none does.

@@ -170,6 +170,13 @@ func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 			report("telling the guest its addresses")
 			return c.Reconfigure(ctx, spec)
 		},
+		Undo: func(ctx context.Context) error {
+			c, err := s.client(ctx)
+			if err != nil {
+				return err
+			}
+			return c.Destroy(ctx, spec.Deployment, spec.Name)
+		},
 	}
 }
 

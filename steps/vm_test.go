@@ -230,6 +230,27 @@ func TestRebuild(t *testing.T) {
 }
 
 // One VM that is not ours stops the run, both ways, before anything is changed.
+// TestFirstDeployGoesBack: of machines that a run has made nothing is left.
+func TestFirstDeployGoesBack(t *testing.T) {
+	p := newPair(t)
+	made, err := plan.Make(t.Context(), plan.Present, p.steps(t), plan.Options{Rollback: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := made.Apply(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	var back *plan.RollbackError
+	if err := made.Rollback(t.Context(), errors.New("the smoke test failed")); !errors.As(err, &back) || !back.Complete() || len(back.Undone) != 5 {
+		t.Errorf("got %v, want all five steps put back", err)
+	}
+	for _, s := range p.steps(t) {
+		if left := planOnly(t, s, plan.Absent, p.writes); len(left) > 0 {
+			t.Errorf("%s left: %s", s.Name(), targets(left))
+		}
+	}
+}
+
 func TestForeignVM(t *testing.T) {
 	p := newPair(t)
 	p.up(t)

@@ -4,24 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
-// settleBound is how long after a change a failing smoke test is tried again. A
-// session that the change cut off between PASV and its data connection keeps
-// vsftpd listening on that passive port for its accept_timeout, 60 s.
-const settleBound = 90 * time.Second
+// settleBound is how long after a change a failing smoke test is tried again:
+// health checks, NodePorts and the holder of the VIP follow it within seconds.
+const settleBound = 30 * time.Second
 
 func (a *app) applyCommand() *cobra.Command {
-	var yes, noVerify bool
+	var yes, noVerify, acceptFaults bool
 	var wait time.Duration
 	var g guard
 	c := &cobra.Command{
@@ -45,6 +47,9 @@ needed make them, without a question. The blueprint and its variables must be th
 				}
 				data, a.drain = saved.DeleteData, saved.Drain
 			}
+			if err := a.checkRollout(cmd.Flags()); err != nil {
+				return err
+			}
 			d, err := a.open(data)
 			if err != nil {
 				return err
@@ -67,15 +72,31 @@ needed make them, without a question. The blueprint and its variables must be th
 			if err != nil || saved != nil && saved.Plan.Goal == plan.Absent {
 				return err
 			}
-			return d.prove(cmd.Context(), p, noVerify)
+			return d.prove(cmd.Context(), p, noVerify, acceptFaults)
 		},
 	}
 	g.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
 	a.drainFlag(c)
-	c.Flags().BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
+	f := c.Flags()
+	f.BoolVar(&noVerify, "no-verify", false, "skip the transfer that proves the result")
+	f.BoolVar(&acceptFaults, "accept-baseline-faults", false, "do not fail for a smoke test that failed before the first change too")
+	f.StringVar(&a.onFailure, "on-failure", "", "`what` is done with a change that fails: rollback or halt (default: the blueprint's)")
+	f.DurationVar(&a.confirmWithin, "confirm-within", 0, "`bound` after which a box that is not proven goes back by itself (default: the blueprint's)")
 	return c
+}
+
+// checkRollout holds the flags that stand in the place of the rollout block to
+// what that may say.
+func (a *app) checkRollout(f *pflag.FlagSet) error {
+	if f.Changed("on-failure") && a.onFailure != "rollback" && a.onFailure != "halt" {
+		return &exitError{64, fmt.Errorf("--on-failure %s: want rollback or halt", a.onFailure)}
+	}
+	if f.Changed("confirm-within") && a.confirmWithin < time.Second {
+		return &exitError{64, fmt.Errorf("--confirm-within %s: want 1s or more", a.confirmWithin)}
+	}
+	return nil
 }
 
 // read reads a saved plan for its application.
@@ -93,7 +114,7 @@ func (g *guard) read(name string) (*planFile, error) {
 
 // prove runs the smoke tests after an apply; p is what was applied, nil where
 // nothing was to do.
-func (d *deployment) prove(ctx context.Context, p *plan.Plan, noVerify bool) error {
+func (d *deployment) prove(ctx context.Context, p *plan.Plan, noVerify, acceptFaults bool) error {
 	if noVerify {
 		d.emit(event{level: "warn", msg: "NOT VERIFIED: --no-verify was given, nobody knows whether a transfer works. Run: ftpdeploy verify", data: note{}})
 		return nil
@@ -102,14 +123,33 @@ func (d *deployment) prove(ctx context.Context, p *plan.Plan, noVerify bool) err
 	if p != nil {
 		settle = settleBound
 	}
-	if _, err := d.verify(ctx, nil, settle); err != nil {
-		if p != nil {
-			return d.unproven(ctx, p, err)
-		}
-		return err
+	results, err := d.verify(ctx, nil, settle)
+	if err != nil && p != nil {
+		d.keepTranscripts(results)
+		err = d.unproven(ctx, p, results, err, acceptFaults)
 	}
-	d.outputs()
-	return nil
+	if err == nil {
+		d.outputs()
+	}
+	return err
+}
+
+// keepTranscripts keeps what was said in the smoke tests.
+func (d *deployment) keepTranscripts(results []steps.SmokeResult) {
+	keep := d.keeping(d.topology)
+	for _, r := range results {
+		name := "smoke/" + r.Smoke.Name
+		if r.Box != nil {
+			name += "-" + r.Box.Name
+		}
+		text := strings.Join(r.Report.Transcript, "\n")
+		if r.Err != nil {
+			text += "\n" + r.Err.Error()
+		}
+		if err := keep(name+".txt", []byte(text+"\n")); err != nil {
+			d.emit(event{level: "warn", msg: err.Error(), data: note{}})
+		}
+	}
 }
 
 func (a *app) destroyCommand() *cobra.Command {
@@ -147,11 +187,18 @@ func lockFlag(c *cobra.Command, wait *time.Duration) {
 	c.Flags().DurationVar(wait, "lock-timeout", 0, "`bound` on the wait for another run's lock (default: do not wait)")
 }
 
-// unproven is the end of a run whose changes are made and whose smoke test fails:
-// all goes back, unless the test failed before the first change too.
-func (d *deployment) unproven(ctx context.Context, p *plan.Plan, err error) error {
-	if d.broken {
-		d.next = []string{"ftpdeploy verify"}
+// unproven is the end of a run whose changes are made and whose smoke tests fail.
+// It judges by the blocks: one that passed before, or was not there to be run, is
+// this run's fault, and all goes back. One that failed before is not.
+func (d *deployment) unproven(ctx context.Context, p *plan.Plan, results []steps.SmokeResult, err error, acceptFaults bool) error {
+	before := func(r steps.SmokeResult) bool { return r.Err == nil || slices.Contains(d.broken, r.Smoke.Name) }
+	switch {
+	case len(results) == 0 || slices.ContainsFunc(results, func(r steps.SmokeResult) bool { return !before(r) }):
+	case acceptFaults:
+		d.emit(event{level: "warn", data: note{}, msg: "What fails failed before the first change too: accepted by --accept-baseline-faults."})
+		return nil
+	default:
+		d.next = []string{"ftpdeploy verify", "ftpdeploy apply --accept-baseline-faults"}
 		return &exitError{6, fmt.Errorf("%w\nIt failed before the first change too: this run did not break it, and nothing was rolled back", err)}
 	}
 	var decided *exitError
@@ -160,35 +207,74 @@ func (d *deployment) unproven(ctx context.Context, p *plan.Plan, err error) erro
 	}
 	var back *plan.RollbackError
 	if err = p.Rollback(ctx, err); errors.As(err, &back) {
-		return err
+		return d.served(ctx, err)
 	}
 	return &exitError{6, err}
 }
 
-// baselineTime bounds the smoke test before the first change.
-const baselineTime = 30 * time.Second
+// baselineTime bounds the smoke tests before the first change, and backTime how
+// long they may fail after the last one was put back.
+const (
+	baselineTime = 30 * time.Second
+	backTime     = 15 * time.Second
+)
 
 // baseline tells apart what this run breaks from what was broken: it proves the
-// boxes, and with smoke runs the smoke blocks, before the first change. Where
-// machines are not made yet there is nothing to prove.
-func (d *deployment) baseline(ctx context.Context, p *plan.Plan, smoke bool) {
-	if slices.ContainsFunc(p.Changes(), func(c plan.Change) bool { return c.From == plan.Unseen && c.Action != plan.Run }) {
-		return
-	}
+// boxes, and with smoke runs the smoke blocks, before the first change. Where no
+// machine is made yet there is nothing to prove.
+func (d *deployment) baseline(ctx context.Context, smoke bool) {
 	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
 	ctx, cancel := d.cancelOnStop(ctx)
 	defer cancel()
 	ctx, cancel = context.WithTimeout(ctx, baselineTime)
 	defer cancel()
-	d.live.Baseline(ctx)
-	if !smoke {
+	if !d.live.Baseline(ctx) || !smoke {
 		return
 	}
-	results, err := d.live.Smoke(ctx, steps.SmokeOptions{})
-	d.broken = err != nil
+	results, err := d.live.Serving(ctx, steps.SmokeOptions{})
+	d.worked = map[string]*blueprints.Smoke{}
+	for _, r := range results {
+		d.worked[r.Smoke.Name] = r.Smoke
+	}
+	for _, r := range results {
+		if _, there := d.worked[r.Smoke.Name]; there && r.Err != nil {
+			delete(d.worked, r.Smoke.Name)
+			d.broken = append(d.broken, r.Smoke.Name)
+		}
+	}
 	if err != nil && len(results) > 0 {
 		d.emit(event{level: "warn", msg: "Before the first change: " + err.Error(), data: note{}})
 	}
+}
+
+// served looks, after all was put back because of err, whether what worked before
+// works again: the boxes and, unless the run was interrupted, the smoke blocks.
+func (d *deployment) served(ctx context.Context, err error) error {
+	var back *plan.RollbackError
+	if !errors.As(err, &back) || !back.Complete() || len(back.Undone) == 0 {
+		return err
+	}
+	// Also when the time of the run is over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*backTime)
+	defer cancel()
+	start := d.now()
+	names := slices.Sorted(maps.Keys(d.worked))
+	failed := d.live.Returned(ctx)
+	if failed == nil && len(d.worked) > 0 && d.halted() == nil {
+		_, failed = d.live.Smoke(ctx, steps.SmokeOptions{Names: names, As: d.worked, Settle: backTime, Report: d.notYet()})
+	}
+	took := d.now().Sub(start)
+	end := rollback{phase: "end", Address: "smoke", ElapsedMS: took.Milliseconds(), Outcome: "done"}
+	switch {
+	case failed != nil:
+		end.Outcome, end.Cause = "failed", failed.Error()
+		d.emit(event{level: "error", msg: fmt.Sprintf("verify    FAILED: %v", failed), data: end})
+		d.next = []string{"ftpdeploy verify"}
+		return &exitError{6, fmt.Errorf("%w\nall is put back, and what worked before does not: %w", err, failed)}
+	case len(d.worked) > 0:
+		d.emit(event{level: "info", msg: fmt.Sprintf("verify    works as before: %s  %.1f s", strings.Join(names, ", "), took.Seconds()), data: end})
+	}
+	return err
 }
 
 // ask makes a plan, shows it, and asks whether it is wanted.
@@ -227,7 +313,7 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 		return nil, err
 	}
 	if p.Goal == plan.Present {
-		d.baseline(ctx, p, smoke)
+		d.baseline(ctx, smoke)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
@@ -242,7 +328,7 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 		if !errors.As(err, &back) || !back.Complete() {
 			d.emit(event{level: "error", msg: o.undone(p), data: note{}})
 		}
-		return p, err
+		return p, d.served(ctx, err)
 	}
 	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), took.Seconds()), data: note{}})
 	return p, nil

@@ -55,6 +55,9 @@ type app struct {
 	runDir     string
 	drain      string
 
+	onFailure     string
+	confirmWithin time.Duration
+
 	started    time.Time
 	verb       string // the command in one word
 	runID      string
@@ -393,7 +396,7 @@ func (a *app) load() (*blueprints.Topology, error) {
 		return nil, err
 	}
 	t, files, diags := blueprints.Load(a.file, blueprints.Options{
-		Vars: vars, VarFiles: a.varFiles, Env: a.env, Version: version(),
+		Vars: vars, VarFiles: a.varFiles, Env: a.env, Version: version(), OnFailure: a.onFailure, ConfirmWithin: a.confirmWithin,
 	})
 	a.sources = files
 	for i, d := range diags {

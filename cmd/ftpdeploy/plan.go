@@ -114,7 +114,8 @@ type deployment struct {
 	*app
 	topology *blueprints.Topology
 	live     *steps.Live
-	broken   bool // the smoke tests failed before the first change
+	broken   []string                     // smoke blocks that failed before the first change
+	worked   map[string]*blueprints.Smoke // those that passed, as they did
 	guard    guard
 	data     []string // volumes whose data goes although the blueprint keeps it
 }
@@ -169,12 +170,19 @@ func (d *deployment) look(ctx context.Context, goal plan.Goal) (*plan.Plan, []st
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := plan.Make(ctx, goal, list, plan.Options{Parallel: d.parallel, Rollback: d.topology.Rollout.OnFailure != "halt"})
+	p, err := plan.Make(ctx, goal, list, plan.Options{Parallel: d.parallel, Rollback: d.topology.Rollout.OnFailure != "halt", Evidence: d.evidence})
 	if err != nil {
 		return nil, nil, err
 	}
 	scoped, err := d.narrow(p)
 	return p, scoped, err
+}
+
+// evidence keeps what the clusters say of a failure.
+func (d *deployment) evidence(ctx context.Context) {
+	if err := d.live.Evidence(ctx); err != nil {
+		d.emit(event{level: "warn", msg: "Not all evidence was kept: " + err.Error(), data: note{}})
+	}
 }
 
 // targets says in a few words what a run talks to.

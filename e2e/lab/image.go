@@ -25,11 +25,12 @@ import (
 const (
 	VsftpdImage = "docker.io/ftpdeploy/vsftpd:lab"
 	fauriaImage = "docker.io/fauria/vsftpd:lab" // the same image under the name that others deploy
+	otherImage  = "docker.io/ftpdeploy/vsftpd:" // and variants of it that do not do as they are told
 	pauseImage  = "ftplab.test/pause:1"         // what holds a pod's namespaces
 )
 
 // imageRevision is part of an archive's name in the cache: raise it when this file makes other images.
-const imageRevision = "1"
+const imageRevision = "2"
 
 // prepareImages makes the archive of all images in cache, or finds it there,
 // and returns its path. The packages are downloaded with this machine's own apt.
@@ -58,9 +59,17 @@ func prepareImages(ctx context.Context, cache string, say func(string)) (string,
 	if err := copyFile(filepath.Join(root, "usr/bin/busybox"), filepath.Join(pause, "busybox")); err != nil {
 		return "", fmt.Errorf("build the pause image: %w", err)
 	}
+	volumes := []string{"/home/vsftpd", "/var/log/vsftpd"}
 	images := []image{
-		{references: []string{VsftpdImage, fauriaImage}, root: root, command: []string{"/" + vsftpd.StartPath}, volumes: []string{"/home/vsftpd", "/var/log/vsftpd"}},
+		{references: []string{VsftpdImage, fauriaImage}, root: root, command: []string{"/" + vsftpd.StartPath}, volumes: volumes},
 		{references: []string{pauseImage}, root: pause, command: []string{"/busybox", "sleep", "1000000000"}},
+	}
+	for _, v := range []struct{ tag, script string }{
+		{"other-address", "PASV_ADDRESS=192.0.2.99 exec /" + vsftpd.StartPath},
+		{"other-password", "FTP_PASS=of-another-time exec /" + vsftpd.StartPath},
+		{"crash", "echo this image is broken; exit 1"},
+	} {
+		images = append(images, image{references: []string{otherImage + v.tag}, root: root, command: []string{"/usr/bin/busybox", "sh", "-c", v.script}, volumes: volumes})
 	}
 	made := filepath.Join(work, "images.tar")
 	if err := writeImages(made, images); err != nil {
@@ -165,12 +174,20 @@ func writeImages(path string, images []image) error {
 		Layers   []string
 	}
 	var manifests []manifest
+	layers := map[string]string{} // the digest of what is below a root
 	for _, im := range images {
-		layer, err := writeLayer(im.root)
-		if err != nil {
-			return err
+		digest := layers[im.root]
+		if digest == "" {
+			layer, err := writeLayer(im.root)
+			if err != nil {
+				return err
+			}
+			digest = fmt.Sprintf("%x", sha256.Sum256(layer))
+			layers[im.root] = digest
+			if err := add(digest+"/layer.tar", layer); err != nil {
+				return err
+			}
 		}
-		digest := fmt.Sprintf("%x", sha256.Sum256(layer))
 		volumes := map[string]struct{}{}
 		for _, v := range im.volumes {
 			volumes[v] = struct{}{}
@@ -190,7 +207,7 @@ func writeImages(path string, images []image) error {
 			return err
 		}
 		m := manifest{Config: fmt.Sprintf("%x.json", sha256.Sum256(config)), RepoTags: im.references, Layers: []string{digest + "/layer.tar"}}
-		if err := cmp.Or(add(m.Config, config), add(m.Layers[0], layer)); err != nil {
+		if err := add(m.Config, config); err != nil {
 			return err
 		}
 		manifests = append(manifests, m)

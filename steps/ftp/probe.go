@@ -84,6 +84,23 @@ func (f *Fault) Error() string {
 
 func (f *Fault) Unwrap() error { return f.Err }
 
+// ErrNotDrawn says that with EveryPort the server did not choose one of the ports.
+// A session that broke off between PASV and its data connection keeps a port for
+// vsftpd's accept_timeout, a minute: only a port that stays away is one that is lost.
+var ErrNotDrawn = errors.New("the server did not choose a port")
+
+// ErrAnnounced says that the server sends its clients to an address or a port that
+// they do not have.
+var ErrAnnounced = errors.New("the server announces")
+
+// Final tells whether a fault is the server's own word, which does not pass by
+// itself: it refuses for good (a 5yz reply, RFC 959 section 4.2), or sends clients
+// astray.
+func Final(err error) bool {
+	var reply *Reply
+	return errors.Is(err, ErrAnnounced) || errors.As(err, &reply) && reply.Code >= 500
+}
+
 // completePorts is up to how many ports EveryPort means every port. A server draws
 // ports at random, so n ports take about n·H(n) draws to see: 33 for 11, 130 for 32.
 const completePorts = 32
@@ -341,7 +358,7 @@ func (r *run) dataAddress(ctx context.Context) (host string, port int, err error
 			return "", 0, err
 		}
 		if r.ExpectAddress.IsValid() && announced.Addr() != r.ExpectAddress {
-			return "", 0, fmt.Errorf("the server announces %s, clients need %s", announced.Addr(), r.ExpectAddress)
+			return "", 0, fmt.Errorf("%w %s, clients need %s", ErrAnnounced, announced.Addr(), r.ExpectAddress)
 		}
 		host, port = announced.Addr().String(), int(announced.Port())
 	case EPSV:
@@ -355,7 +372,7 @@ func (r *run) dataAddress(ctx context.Context) (host string, port int, err error
 		return "", 0, fmt.Errorf("no mode %q: there are %s and %s", r.mode, PASV, EPSV)
 	}
 	if port < r.PortFirst || port > r.PortLast {
-		return "", 0, fmt.Errorf("the server announces port %d, outside %d-%d", port, r.PortFirst, r.PortLast)
+		return "", 0, fmt.Errorf("%w port %d, outside %d-%d", ErrAnnounced, port, r.PortFirst, r.PortLast)
 	}
 	return host, port, nil
 }
@@ -379,7 +396,7 @@ func (r *run) everyPort(ctx context.Context, c *Check, listed, name string) erro
 	}
 	c.Detail = fmt.Sprintf("%d of %d ports in %d draws", len(r.seen), n, made)
 	if n <= completePorts && len(r.seen) < n {
-		return fmt.Errorf("the server did not choose port %d in %d draws", r.report.NotDrawn[0], made)
+		return fmt.Errorf("%w: %d, in %d draws", ErrNotDrawn, r.report.NotDrawn[0], made)
 	}
 	return nil
 }

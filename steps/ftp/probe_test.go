@@ -118,7 +118,7 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 		}, ` is still there after its deletion, with 300000 bytes (last reply: 213 300000)`, true},
 		{"a port is never chosen", func(_ *server, f *faults, p *Probe) {
 			f.fewPorts, p.EveryPort = true, true
-		}, `pasv every port: the server did not choose port LAST in 21 draws (last reply: 226 Transfer complete.)`, false},
+		}, `pasv every port: the server did not choose a port: LAST, in 21 draws (last reply: 226 Transfer complete.)`, false},
 		{"unknown mode", func(_ *server, _ *faults, p *Probe) {
 			p.Modes = []string{"port"}
 		}, `port list: no mode "port": there are pasv and epsv`, false},

@@ -1,0 +1,108 @@
+package steps
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"strconv"
+
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/kube"
+)
+
+// account is what a service's Secret holds.
+type account struct {
+	Data struct {
+		User     []byte `json:"FTP_USER"`
+		Password []byte `json:"FTP_PASS"`
+	}
+}
+
+// deployed is what of a service's Deployment and Service its clients have to know.
+type deployed struct {
+	Spec struct {
+		Ports []struct {
+			Name string
+			Port int
+		}
+		Template struct {
+			Spec struct {
+				Containers []struct {
+					Image string
+					Env   []struct{ Name, Value string }
+				}
+			}
+		}
+	}
+}
+
+func (d *deployed) env(name string) string {
+	for _, c := range d.Spec.Template.Spec.Containers {
+		for _, e := range c.Env {
+			if e.Name == name {
+				return e.Value
+			}
+		}
+	}
+	return ""
+}
+
+// former is a smoke block with account, ports and VIP of what is deployed, by
+// which a service is proven that this run is about to change; nil where nothing is
+// deployed or it is as in the blueprint.
+func (l *Live) former(ctx context.Context, smoke *blueprints.Smoke) (*blueprints.Smoke, error) {
+	s := smoke.Service
+	if s.Server != "vsftpd" {
+		return nil, nil
+	}
+	c, err := l.cluster(ctx, s.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	var who account
+	var pod, ports deployed
+	for _, o := range []struct {
+		kind, name string
+		into       any
+	}{
+		{"Secret", workload{l.topology, s}.accountName(), &who}, {"Deployment", s.Name, &pod}, {"Service", s.Name, &ports},
+	} {
+		live, err := find(ctx, c, kube.Ref{Kind: o.kind, Namespace: s.Namespace, Name: o.name})
+		if err != nil || live == nil {
+			return nil, err
+		}
+		if err := live.Decode(o.into); err != nil {
+			return nil, err
+		}
+	}
+	vip, service, user := *s.VIP, *s, *smoke.User
+	if a, err := netip.ParseAddr(pod.env("PASV_ADDRESS")); err == nil {
+		vip.Address = a
+	}
+	number := func(name string, otherwise int) int {
+		n, err := strconv.Atoi(pod.env(name))
+		if err != nil {
+			return otherwise
+		}
+		return n
+	}
+	service.PassiveFirst = number("PASV_MIN_PORT", s.PassiveFirst)
+	service.PassiveLast = number("PASV_MAX_PORT", s.PassiveLast)
+	for _, p := range ports.Spec.Ports {
+		if p.Name == "control" {
+			service.ControlPort = p.Port
+		}
+	}
+	user.Name = cmp.Or(string(who.Data.User), user.Name)
+	user.Password = blueprints.NewSecret(string(who.Data.Password))
+	if vip.Address == s.VIP.Address && service.PassiveFirst == s.PassiveFirst && service.PassiveLast == s.PassiveLast &&
+		service.ControlPort == s.ControlPort && user.Name == smoke.User.Name && user.Password.Reveal() == smoke.User.Password.Reveal() {
+		return nil, nil
+	}
+	former := *smoke
+	service.VIP, former.Service, former.User = &vip, &service, &user
+	if smoke.VIP != nil {
+		former.VIP = &vip
+	}
+	return &former, nil
+}
