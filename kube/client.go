@@ -17,11 +17,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -36,8 +37,12 @@ const FieldManager = "ftpdeploy"
 // Bounds of single calls and of the tries that a call gets.
 const (
 	callTimeout = 30 * time.Second
-	retryFor    = 8 * time.Second // how long a call that is safe to repeat is tried
-	poll        = 250 * time.Millisecond
+	// How long a call that is safe to repeat is tried: at first, and once the server
+	// has answered, when it will come back; a Lease that nobody renews lives longer.
+	retryFor     = 8 * time.Second
+	awayFor      = 45 * time.Second
+	longestPause = 2 * time.Second
+	poll         = 250 * time.Millisecond
 )
 
 var (
@@ -59,6 +64,8 @@ type Config struct {
 	Context    string // "" = the current one
 	UserAgent  string
 	Dial       func(ctx context.Context, network, address string) (net.Conn, error) // nil = directly
+	// Waiting is told what is waited for when the server cannot serve; nil = nobody asks.
+	Waiting func(string)
 }
 
 // Client talks to one cluster. It may be used by several goroutines.
@@ -69,6 +76,8 @@ type Client struct {
 	objects  *dynamic.DynamicClient
 	metadata metadata.Interface
 	clock    *serverClock
+	waiting  func(string)
+	answered atomic.Bool // the server has served a call
 }
 
 // client-go logs to standard error by itself; what matters comes back as errors.
@@ -122,7 +131,7 @@ func Connect(c Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use kubeconfig, context %q: %w", name, err)
 	}
-	k := &Client{server: config.Host, context: name, clock: clock}
+	k := &Client{server: config.Host, context: name, clock: clock, waiting: c.Waiting}
 	set, err1 := kubernetes.NewForConfigAndClient(config, web)
 	objects, err2 := dynamic.NewForConfigAndClient(config, web)
 	meta, err3 := metadata.NewForConfigAndClient(config, web)
@@ -153,21 +162,37 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 }
 
 // try makes a call that changes nothing, or one that may be repeated (apply),
-// and tries it again for a short while when the server cannot serve just now.
+// and tries it again for a while when the server cannot serve just now.
 func (c *Client) try(ctx context.Context, what string, call func(context.Context) error) error {
-	until := time.Now().Add(retryFor)
+	bound := retryFor
+	if c.answered.Load() {
+		bound = awayFor
+	}
+	until := time.Now().Add(bound)
 	pause := 100 * time.Millisecond
+	var last error
 	for {
 		err := call(ctx)
-		if err == nil || !transient(err) || time.Now().Add(pause).After(until) {
+		switch {
+		case err == nil:
+			c.answered.Store(true)
+			return nil
+		case ctx.Err() != nil && last != nil:
+			return fmt.Errorf("%s: %w (last answer: %w)", what, context.Cause(ctx), last)
+		case ctx.Err() != nil:
+			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		case !transient(err) || time.Now().Add(pause).After(until):
 			return c.explain(what, err)
 		}
+		if last == nil && c.waiting != nil {
+			c.waiting(fmt.Sprintf("waiting for the Kubernetes API server at %s, at most %s: %v", c.server, bound, plain(err)))
+		}
+		last = err
 		select {
 		case <-ctx.Done():
-			return c.explain(what, fmt.Errorf("%w (last answer: %w)", ctx.Err(), err))
 		case <-time.After(pause):
 		}
-		pause *= 2
+		pause = min(2*pause, longestPause)
 	}
 }
 
@@ -175,7 +200,15 @@ func (c *Client) try(ctx context.Context, what string, call func(context.Context
 func transient(err error) bool {
 	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsServiceUnavailable(err) ||
 		apierrors.IsInternalError(err) || apierrors.IsTimeout(err) ||
-		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
+		utilnet.IsConnectionRefused(err) || utilnet.IsProbableEOF(err) || utilnet.IsHTTP2ConnectionLost(err) || utilnet.IsTimeout(err)
+}
+
+// plain is err without the URL and its query parameters.
+func plain(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
 }
 
 // explain says what we were doing, and makes the errors that callers decide on.
@@ -195,10 +228,7 @@ func (c *Client) explain(what string, err error) error {
 	case errors.As(err, &status):
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // its text repeats the server's URL with every query parameter
-	}
-	return fmt.Errorf("%s: %w at %s: %w", what, ErrUnreachable, c.server, err)
+	return fmt.Errorf("%s: %w at %s: %w", what, ErrUnreachable, c.server, plain(err))
 }
 
 // timedOut tells a call's own time limit from the end of the caller's context.

@@ -9,16 +9,20 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/ftpdeploy/ftpdeploy/kube/kubetest"
 )
@@ -31,21 +35,22 @@ func TestAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]func(*testing.T, *Client, *kubetest.Server){
-		"apply":      testApply,
-		"before":     testBefore,
-		"secret":     testSecret,
-		"strategy":   testStrategy,
-		"conflict":   testConflict,
-		"strict":     testStrict,
-		"warnings":   testWarnings,
-		"delete":     testDelete,
-		"list":       testList,
-		"node ports": testNodePorts,
-		"nodes":      testNodes,
-		"classes":    testStorageClasses,
-		"rights":     testRights,
-		"version":    testVersion,
-		"rollout":    testRollout,
+		"apply":          testApply,
+		"before":         testBefore,
+		"passing faults": testPassingFaults,
+		"secret":         testSecret,
+		"strategy":       testStrategy,
+		"conflict":       testConflict,
+		"strict":         testStrict,
+		"warnings":       testWarnings,
+		"delete":         testDelete,
+		"list":           testList,
+		"node ports":     testNodePorts,
+		"nodes":          testNodes,
+		"classes":        testStorageClasses,
+		"rights":         testRights,
+		"version":        testVersion,
+		"rollout":        testRollout,
 
 		"lease":           testLease,
 		"lease expires":   testLeaseExpires,
@@ -602,5 +607,76 @@ func TestRetry(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), "canary") {
 		t.Errorf("the token shows in %q", err)
+	}
+}
+
+// A server in front of the API server's fails in every way that passes by itself,
+// in front of a read and of an apply.
+func testPassingFaults(t *testing.T, _ *Client, server *kubetest.Server) {
+	target, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := Connect(Config{Kubeconfig: server.Kubeconfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	honest := &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		Transport: raw.set.CoreV1().RESTClient().(*rest.RESTClient).Client.Transport,
+	}
+	status := func(code int, reason string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			if code == http.StatusTooManyRequests {
+				w.Header().Set("Retry-After", "1")
+			}
+			w.WriteHeader(code)
+			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d,"message":"planted"}`, reason, code)
+		}
+	}
+	var faults []func(http.ResponseWriter)
+	var mu sync.Mutex
+	front := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		var fault func(http.ResponseWriter)
+		if len(faults) > 0 {
+			fault, faults = faults[0], faults[1:]
+		}
+		mu.Unlock()
+		if fault != nil {
+			fault(w)
+			return
+		}
+		honest.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	var said []string
+	c, err := Connect(Config{Kubeconfig: kubeconfig(t, front.URL), Waiting: func(text string) { said = append(said, text) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := func(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+	for name, fault := range map[string]func(http.ResponseWriter){
+		"429": status(http.StatusTooManyRequests, "TooManyRequests"), "500": status(http.StatusInternalServerError, "InternalError"),
+		"503": status(http.StatusServiceUnavailable, "ServiceUnavailable"), "cut": cut,
+	} {
+		t.Run(name, func(t *testing.T) {
+			mu.Lock()
+			faults = []func(http.ResponseWriter){fault, fault}
+			mu.Unlock()
+			if _, err := c.StorageClasses(t.Context()); err != nil {
+				t.Errorf("a read: %v", err)
+			}
+			mu.Lock()
+			faults = []func(http.ResponseWriter){fault, fault}
+			mu.Unlock()
+			if _, err := c.Apply(t.Context(), Object{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": "passing"}}, false); err != nil {
+				t.Errorf("an apply: %v", err)
+			}
+		})
+	}
+	if len(said) == 0 || !strings.Contains(said[0], "waiting for the Kubernetes API server at "+front.URL+", at most ") {
+		t.Errorf("said: %q", said)
 	}
 }

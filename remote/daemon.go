@@ -109,7 +109,7 @@ func (h *Host) Running(ctx context.Context, d Daemon) (bool, error) {
 func (h *Host) Reload(ctx context.Context, d Daemon) error { return h.load(ctx, d, "reload") }
 
 func (h *Host) load(ctx context.Context, d Daemon, verb string) error {
-	_, err := h.Run(ctx, d.head()+fmt.Sprintf("verb=%s wait=%d\n", verb, int(loadWait.Seconds()))+daemonScript+loadScript, nil)
+	_, err := h.change(ctx, d.head()+fmt.Sprintf("verb=%s wait=%d\n", verb, int(loadWait.Seconds()))+daemonScript+loadScript, nil)
 	var exit *ExitError
 	if errors.As(err, &exit) && exit.Status == notLoaded {
 		return fmt.Errorf("%s %s on %s: %w: %s", verb, d.Unit, h.name, ErrReload, exit.Stderr)
@@ -161,7 +161,7 @@ func (h *Host) Disable(ctx context.Context, units ...string) error {
 // or stops it where there is none.
 func (h *Host) LetGo(ctx context.Context, unit, config string) error {
 	script := fmt.Sprintf("if [ -f %s ]; then systemctl reload %s >&2; else systemctl stop %[2]s >&2; fi", quote(config), quote(unit))
-	if _, err := h.Run(ctx, script, nil); err != nil {
+	if _, err := h.change(ctx, script, nil); err != nil {
 		return fmt.Errorf("give %s back its former configuration: %w", unit, err)
 	}
 	return nil
@@ -169,7 +169,7 @@ func (h *Host) LetGo(ctx context.Context, unit, config string) error {
 
 func (h *Host) systemctl(ctx context.Context, verb string, units []string) error {
 	list := strings.Join(units, " ")
-	if _, err := h.Run(ctx, "systemctl "+verb+" "+list+" >&2", nil); err != nil {
+	if _, err := h.change(ctx, "systemctl "+verb+" "+list+" >&2", nil); err != nil {
 		return fmt.Errorf("systemctl %s %s: %w", verb, list, err)
 	}
 	return nil

@@ -145,7 +145,7 @@ var script = func() string {
 // Find looks at a machine, in one go and without changing anything there. What
 // cannot be told is an error.
 func (h *Host) Find(ctx context.Context, q Query) (*Facts, error) {
-	out, err := h.Run(ctx, q.script(), nil)
+	out, err := h.Run(ctx, h.alone(q.script(), true), nil)
 	if err != nil {
 		return nil, fmt.Errorf("look at the machine: %w", err)
 	}

@@ -45,7 +45,7 @@ rm -f "$d/.${p##*/}.ftpdeploy."*
 t=$(mktemp "$d/.${p##*/}.ftpdeploy.XXXXXXXX") || die "make a file in $d"
 trap 'rm -f "$t"' EXIT
 trap 'exit 1' HUP INT TERM
-cat >"$t" && s=$(sha256sum <"$t") || die "write $t"
+timeout 60 cat >"$t" && s=$(sha256sum <"$t") || die "write $t"
 [ "${s%% *}" = "$sum" ] || die "write $t: it did not arrive whole"
 chown "$owner" "$t" && chmod "$mode" "$t" || die "set owner and mode of $t"
 check "$t" >&2 </dev/null || exit 65
@@ -55,7 +55,8 @@ if [ "$was" != whatever ]; then
 	if [ -f "$p" ]; then
 		now=$(sha256sum <"$p") && now="${now%% *} $(stat -L -c '%a %U %G' "$p") $(readlink "$p" || :)" || die "read $p"
 	fi
-	[ "$now" = "$was" ] || { echo "it is ${now:-gone}" >&2; exit 73; }
+	# What we want to put may stand there already: the answer to an earlier try was lost.
+	[ "$now" = "$was" ] || [ "${now%% *}" = "$sum" ] || { echo "it is ${now:-gone}" >&2; exit 73; }
 fi
 if [ "$keep" ] && [ -f "$p" ] && [ ! -e "$keep" ]; then
 	mkdir -p -m 0700 "${keep%/*}" && cp -p "$p" "$keep.new" && sync "$keep.new" && mv "$keep.new" "$keep" || die "keep the present $p"
@@ -88,7 +89,7 @@ func (h *Host) Put(ctx context.Context, f File) error {
 	head := fmt.Sprintf("p=%s owner=%s mode=%s keep=%s sum=%s was=%s\ncheck() ( %s )\n",
 		quote(f.Path), quote(owner), quote(f.Mode), quote(f.Keep), hex.EncodeToString(sum[:]), quote(was),
 		strings.ReplaceAll(check, "{}", `"$1"`))
-	_, err := h.Run(ctx, head+putScript, f.Content)
+	_, err := h.change(ctx, head+putScript, f.Content)
 	var exit *ExitError
 	if errors.As(err, &exit) && exit.Status == checkFailed {
 		return fmt.Errorf("write %s on %s: %w, the file is as it was: %s", f.Path, h.name, ErrCheck, exit.Stderr)
@@ -112,7 +113,7 @@ if [ -f "$k" ]; then
 else
 	rm -f "$p"
 fi`, quote(target), quote(kept))
-	if _, err := h.Run(ctx, script, nil); err != nil {
+	if _, err := h.change(ctx, script, nil); err != nil {
 		return fmt.Errorf("put back the former %s: %w", target, err)
 	}
 	return nil
@@ -133,7 +134,7 @@ mkdir -p "${f%%/*}" || exit 1
 		fmt.Fprintf(&b, "note %s\n", quote(l))
 	}
 	b.WriteString(`sync "$f"`)
-	if _, err := h.Run(ctx, b.String(), nil); err != nil {
+	if _, err := h.change(ctx, b.String(), nil); err != nil {
 		return fmt.Errorf("note in %s: %w", file, err)
 	}
 	return nil
@@ -141,7 +142,7 @@ mkdir -p "${f%%/*}" || exit 1
 
 // RemoveAll removes a directory with all that is in it.
 func (h *Host) RemoveAll(ctx context.Context, dir string) error {
-	if _, err := h.Run(ctx, "rm -rf -- "+quote(dir), nil); err != nil {
+	if _, err := h.change(ctx, "rm -rf -- "+quote(dir), nil); err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	return nil

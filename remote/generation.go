@@ -14,6 +14,7 @@ import (
 // it is, and has the machine put it back by itself unless Confirm is called in time.
 type Generation struct {
 	Dir      string        // directory of the store; generation N is in Dir/generations/N
+	Token    string        // of this set of changes, and of no other: Arm may be asked again with it
 	Within   time.Duration // until the machine reverts by itself; 0 = it never does
 	Proven   []string      // names of what works now; kept for a run that goes on with the generation
 	Pending  int           // the generation that is armed already and goes on, 0 = none
@@ -102,13 +103,13 @@ func (g Generation) undoing() string {
 // Arm keeps what is there as a new generation and starts the timer that puts it
 // back, on the machine itself and without any help from here. It returns the
 // generation's number, and what was Proven when that was begun. A generation that
-// is Pending goes on, with a new timer; the error is ErrReverted where the machine
-// has put that one back meanwhile.
+// is Pending goes on, with a new timer, and so does one that was armed with the same
+// Token; the error is ErrReverted where the machine has put that one back meanwhile.
 func (h *Host) Arm(ctx context.Context, g Generation) (n int, proven []string, err error) {
 	revert := g.head() + daemonScript + "load() (\nu=$1 c=$2 k=$3 w=$4 verb=$5\n" + loadScript + ")\n" + revertScript
-	head := fmt.Sprintf("within=%d pending=%d keep=%d undoing=%s proven=%s\n",
-		int(g.Within.Seconds()), g.Pending, keptGenerations, quote(g.undoing()), quote(strings.Join(g.Proven, " ")))
-	out, err := h.Run(ctx, g.head()+head+daemonScript+generationScript+"arm\n", []byte(revert))
+	head := fmt.Sprintf("token=%s within=%d pending=%d keep=%d undoing=%s proven=%s\n",
+		quote(g.Token), int(g.Within.Seconds()), g.Pending, keptGenerations, quote(g.undoing()), quote(strings.Join(g.Proven, " ")))
+	out, err := h.change(ctx, g.head()+head+daemonScript+generationScript+"arm\n", []byte(revert))
 	if err != nil {
 		return 0, nil, fmt.Errorf("keep what is there as a generation: %w", reverted(err))
 	}
@@ -122,11 +123,11 @@ func (h *Host) Arm(ctx context.Context, g Generation) (n int, proven []string, e
 	return n, words[1:], nil
 }
 
-// Confirm stops the timer of generation n: what was done since Arm stays. The
-// error is ErrReverted where the timer was faster.
+// Confirm stops the timer of generation n: what was done since Arm stays. It may be
+// asked again. The error is ErrReverted where the timer was faster.
 func (h *Host) Confirm(ctx context.Context, g Generation, n int) error {
 	head := fmt.Sprintf("n=%d keep=%d\n", n, keptGenerations)
-	if _, err := h.Run(ctx, g.head()+head+daemonScript+generationScript+"confirm\n", nil); err != nil {
+	if _, err := h.change(ctx, g.head()+head+daemonScript+generationScript+"confirm\n", nil); err != nil {
 		return fmt.Errorf("confirm generation %d: %w", n, reverted(err))
 	}
 	return nil
@@ -143,7 +144,7 @@ func (h *Host) Revert(ctx context.Context, g Generation, n int, spared ...string
 		script += " " + quote(file)
 	}
 	script += " >&2 </dev/null"
-	if _, err := h.Run(ctx, script, nil); err != nil {
+	if _, err := h.change(ctx, script, nil); err != nil {
 		return fmt.Errorf("put generation %d back: %w", n, err)
 	}
 	return nil
@@ -151,7 +152,7 @@ func (h *Host) Revert(ctx context.Context, g Generation, n int, spared ...string
 
 // Disarm stops a timer that may be armed; nothing is put back.
 func (h *Host) Disarm(ctx context.Context, g Generation) error {
-	if _, err := h.Run(ctx, g.head()+daemonScript+generationScript+"quiet\nrm -f \"$g/armed\"\n", nil); err != nil {
+	if _, err := h.change(ctx, g.head()+daemonScript+generationScript+"quiet\nrm -f \"$g/armed\"\n", nil); err != nil {
 		return fmt.Errorf("stop the timer of a change that was not confirmed: %w", err)
 	}
 	return nil

@@ -41,7 +41,7 @@ arm() {
 	was=0
 	if [ -f "$g/armed" ]; then was=$(cat "$g/armed"); fi
 	[ "$was" = "$pending" ] || [ "$was" != 0 ] || die "generation $pending was armed when this was planned" 76
-	[ "$was" = "$pending" ] || die "generation $was is armed now: another run changes this machine"
+	[ "$was" = "$pending" ] || { [ "$token" ] && [ "$(cat "$g/generations/$was/token")" = "$token" ]; } || die "generation $was is armed now: another run changes this machine"
 	if [ "$was" != 0 ]; then
 		n=$was
 		printf %s "$undoing" >>"$g/generations/$n/undoing" || die 'keep how to go back'
@@ -57,7 +57,7 @@ arm() {
 	files keep_file
 	settings keep_setting
 	services keep_service
-	printf %s "$undoing" >"$d/undoing" && echo "$proven" >"$d/proven" && { printf 'n=%s\n' "$n"; cat; } >"$d/revert" || die "write $d"
+	printf %s "$undoing" >"$d/undoing" && echo "$proven" >"$d/proven" && { printf 'n=%s\n' "$n"; timeout 60 cat; } >"$d/revert" && echo "$token" >"$d/token" || die "write $d"
 	rm -rf "$g/generations/$n"
 	sync "$d"/* && mv "$d" "$g/generations/$n" && echo "$n" >"$g/generation.new" &&
 		sync "$g/generation.new" && mv "$g/generation.new" "$g/generation" || die "write $g"
@@ -73,7 +73,7 @@ arm() {
 }
 answer() { echo "$n $(cat "$g/generations/$n/proven")"; }
 confirm() {
-	mv "$g/armed" "$g/generations/$n/confirmed" 2>/dev/null || die "generation $n is not armed any more" 76
+	mv "$g/armed" "$g/generations/$n/confirmed" 2>/dev/null || [ -f "$g/generations/$n/confirmed" ] || die "generation $n is not armed any more" 76
 	sync "$g"
 	quiet
 	prune

@@ -26,6 +26,9 @@ var (
 	ErrAuth = errors.New("login refused")
 	// ErrSudo says that the login worked and the user may not become root.
 	ErrSudo = errors.New("cannot become root")
+	// ErrBroken says that the connection broke while it was used. What ran on the
+	// machine may have ended, or go on there.
+	ErrBroken = errors.New("the connection broke")
 	// ErrForwarding says that the machine opens no connections for others.
 	ErrForwarding = errors.New("forwards no connections")
 )
@@ -47,6 +50,13 @@ type Config struct {
 	Become         bool   // run everything as root by sudo
 	BecomePassword string // "" = sudo must not ask
 
+	// Lock is a directory on the machine. While it is there, scripts that change the
+	// machine run one after the other, whoever sent them, and Find waits for them:
+	// one whose connection broke goes on by itself. "" = none.
+	Lock string
+	// Waiting is told what is waited for; nil = nobody asks.
+	Waiting func(string)
+
 	ConnectTimeout time.Duration // from the first packet to the end of the login; 0 = 10 s
 	Bastion        *Config       // nil = direct
 	// Dial opens the connection to Address; nil = net.Dialer. Not used with Bastion.
@@ -59,6 +69,8 @@ type Host struct {
 	user    string
 	become  bool
 	sudoPwd string
+	lock    string
+	waiting func(string)
 	client  *ssh.Client
 	conn    *countingConn
 	bastion *Host
@@ -76,7 +88,7 @@ type Stats struct {
 // could be of use to another machine. The error is one of ErrUnreachable,
 // ErrHostKey and ErrAuth (errors.Is), or says what is wrong with c.
 func Dial(ctx context.Context, c Config) (*Host, error) {
-	h := &Host{name: cmp.Or(c.Name, c.Address), user: c.User, become: c.Become, sudoPwd: c.BecomePassword}
+	h := &Host{name: cmp.Or(c.Name, c.Address), user: c.User, become: c.Become, sudoPwd: c.BecomePassword, lock: c.Lock, waiting: c.Waiting}
 	trust, err := newTrust(c)
 	if err != nil {
 		return nil, fmt.Errorf("enter %s: %w", h.name, err)

@@ -92,6 +92,6 @@ func (h *Host) Uninstall(ctx context.Context, family string, names ...string) er
 
 func (h *Host) packages(ctx context.Context, act string) error {
 	// The lock is tried every two seconds.
-	_, err := h.Run(ctx, fmt.Sprintf("wait=%d\n%s%s\n", int(packageWait.Seconds()/2), packageScript, act), nil)
+	_, err := h.change(ctx, fmt.Sprintf("wait=%d\n%s%s\n", int(packageWait.Seconds()/2), packageScript, act), nil)
 	return err
 }

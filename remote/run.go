@@ -52,10 +52,42 @@ const bootstrap = `m=%s; echo $m >&2; while IFS= read -r l && [ "$l" != $m ]; do
 // is told so by a signal and a closed connection; it may go on running.
 func (h *Host) Run(ctx context.Context, script string, stdin []byte) ([]byte, error) {
 	out, err := h.run(ctx, script, stdin)
+	if errors.Is(err, ErrBroken) {
+		_ = h.client.Close() // it is over; Alive says so from now on
+		<-h.ended
+	}
 	if err != nil {
 		return nil, fmt.Errorf("on %s: %w", h.name, err)
 	}
 	return out, nil
+}
+
+// lockWait bounds how long a script that an earlier run has left is waited for:
+// its longest is an installation.
+const lockWait = 5 * time.Minute
+
+// lockWaits is what a script says on stderr before it waits for another one.
+const lockWaits = "ftpdeploy: waiting for a change that was begun over another connection"
+
+// alone makes of a script one that changes the machine while no other one does,
+// or with shared one that looks while nobody changes it. The lock is held by the
+// shell around it, so that nothing that it starts can keep it.
+func (h *Host) alone(script string, shared bool) string {
+	if h.lock == "" {
+		return script
+	}
+	mode := "-x"
+	if shared {
+		mode = "-s"
+	}
+	return fmt.Sprintf("if [ -d %[1]s ]; then\nexec 9<%[1]s\n"+
+		"flock %[2]s -n 9 || { echo '%[3]s' >&2; flock %[2]s -w %[4]d 9; } || { echo 'it did not end within %[4]d s' >&2; exit 1; }\nfi\n"+
+		"(\n%[5]s\n) 9<&-\nexit $?", quote(h.lock), mode, lockWaits, int(lockWait.Seconds()), strings.TrimSuffix(script, "\n"))
+}
+
+// change runs a script that changes the machine.
+func (h *Host) change(ctx context.Context, script string, stdin []byte) ([]byte, error) {
+	return h.Run(ctx, h.alone(script, false), stdin)
 }
 
 func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, error) {
@@ -67,7 +99,7 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 	defer hangUp()
 	session, err := h.client.NewSession()
 	if err != nil {
-		return nil, cause(ctx, "open a session", err)
+		return nil, broken(ctx, "open a session", err)
 	}
 	defer session.Close()
 	in, err := session.StdinPipe()
@@ -86,10 +118,10 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 		command = "LC_ALL=C sudo -n -- " + command
 	}
 	var stdout bytes.Buffer
-	stderr := &watcher{mark: mark, ask: ask, started: make(chan struct{}), refused: make(chan struct{})}
+	stderr := &watcher{mark: mark, ask: ask, waiting: h.waiting, started: make(chan struct{}), refused: make(chan struct{})}
 	session.Stdout, session.Stderr = &stdout, stderr
 	if err := session.Start(command); err != nil {
-		return nil, cause(ctx, "start a shell", err)
+		return nil, broken(ctx, "start a shell", err)
 	}
 	if !hangUp() {
 		return nil, context.Cause(ctx)
@@ -132,10 +164,15 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 	return stdout.Bytes(), h.verdict(err, stderr)
 }
 
-// cause is the end of ctx where that is why what failed.
-func cause(ctx context.Context, what string, err error) error {
-	if ctx.Err() != nil {
+// broken is the error of a connection that could not be used: ErrBroken, unless
+// ctx has ended or the machine has refused.
+func broken(ctx context.Context, what string, err error) error {
+	var refused *ssh.OpenChannelError
+	switch {
+	case ctx.Err() != nil:
 		err = context.Cause(ctx)
+	case !errors.As(err, &refused):
+		err = fmt.Errorf("%w: %w", ErrBroken, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
@@ -147,7 +184,7 @@ func (h *Host) verdict(err error, stderr *watcher) error {
 	}
 	var exit *ssh.ExitError
 	if !errors.As(err, &exit) {
-		return fmt.Errorf("the connection broke: %w", err)
+		return fmt.Errorf("%w: %w", ErrBroken, err)
 	}
 	text, started := stderr.result()
 	if h.become && !started {
@@ -168,6 +205,7 @@ func (h *Host) verdict(err error, stderr *watcher) error {
 // prompts and the shell's start in it.
 type watcher struct {
 	mark, ask string
+	waiting   func(string) // nil = nobody asks
 
 	started chan struct{} // closed when the shell says its mark
 	refused chan struct{} // closed when sudo asks a second time
@@ -176,6 +214,7 @@ type watcher struct {
 	text    []byte
 	running bool
 	wrong   bool
+	waits   bool
 }
 
 // stderrLimit is how many bytes of stderr are kept.
@@ -194,6 +233,10 @@ func (w *watcher) Write(p []byte) (int, error) {
 			w.wrong = true
 			close(w.refused)
 		}
+	}
+	if !w.waits && w.waiting != nil && bytes.Contains(w.text, []byte(lockWaits)) {
+		w.waits = true
+		w.waiting(strings.TrimPrefix(lockWaits, "ftpdeploy: "))
 	}
 	if over := len(w.text) - stderrLimit; over > 0 {
 		w.text = w.text[over:]

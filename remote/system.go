@@ -11,7 +11,7 @@ import (
 func (h *Host) Set(ctx context.Context, setting, value string) error {
 	file := settingFile(setting)
 	script := fmt.Sprintf("echo %s >%s && [ \"$(cat %[2]s)\" = %[1]s ]", quote(value), quote(file))
-	if _, err := h.Run(ctx, script, nil); err != nil {
+	if _, err := h.change(ctx, script, nil); err != nil {
 		return fmt.Errorf("set %s=%s: %w", setting, value, err)
 	}
 	return nil
@@ -23,7 +23,7 @@ func (h *Host) SetBoolean(ctx context.Context, name string, on bool) error {
 	if on {
 		value = "on"
 	}
-	if _, err := h.Run(ctx, "setsebool -P "+quote(name)+" "+value+" >&2", nil); err != nil {
+	if _, err := h.change(ctx, "setsebool -P "+quote(name)+" "+value+" >&2", nil); err != nil {
 		return fmt.Errorf("set the SELinux boolean %s: %w", name, err)
 	}
 	return nil
@@ -65,7 +65,7 @@ func (h *Host) firewall(ctx context.Context, verb string, rules []FirewallRule) 
 		}
 		fmt.Fprintf(&b, "fw --zone=%s %s\n", quote(r.Zone), quote(what))
 	}
-	if _, err := h.Run(ctx, b.String(), nil); err != nil {
+	if _, err := h.change(ctx, b.String(), nil); err != nil {
 		return fmt.Errorf("%s rules of firewalld: %w", verb, err)
 	}
 	return nil

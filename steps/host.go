@@ -53,6 +53,7 @@ const (
 const (
 	installBound = 15 * time.Minute
 	actBound     = 2 * time.Minute
+	lookBound    = 6 * time.Minute // an installation that a broken run has left is waited for
 )
 
 // hostStep keeps what is inside a box: packages, kernel settings, firewall,
@@ -238,13 +239,31 @@ func (s *hostStep) observe(ctx context.Context, files []proxy.File) (*remote.Fac
 		s.first = nil
 		return f, nil
 	}
-	h, err := s.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := bounded(ctx, actBound, "an answer of "+s.box.Name)
+	ctx, cancel := bounded(ctx, lookBound, "an answer of "+s.box.Name)
 	defer cancel()
-	return h.Find(ctx, s.query(files))
+	var facts *remote.Facts
+	err := s.enter(ctx, func(h *remote.Host) (err error) {
+		facts, err = h.Find(ctx, s.query(files))
+		return err
+	})
+	return facts, err
+}
+
+// entries is how often a box is entered for one act.
+const entries = 3
+
+// enter has do act in the box. Where the connection breaks the box is entered
+// again and do begins anew: it must be right also where it was done already.
+func (s *hostStep) enter(ctx context.Context, do func(*remote.Host) error) error {
+	for n := 1; ; n++ {
+		h, err := s.connect(ctx)
+		if err != nil {
+			return err
+		}
+		if err = do(h); n == entries || !errors.Is(err, remote.ErrBroken) {
+			return err
+		}
+	}
 }
 
 // query asks for everything that the step compares.
@@ -712,16 +731,13 @@ func (l *hostLook) pause(ctx context.Context, h *remote.Host, d daemon, report f
 	}
 }
 
-// act makes the act of a change: the box is entered, and the bound holds.
+// act makes the act of a change: the box is entered, again where the connection
+// breaks, and the bound holds.
 func (l *hostLook) act(bound time.Duration, do func(context.Context, *remote.Host, func(string)) error) func(context.Context, func(string)) error {
 	return func(ctx context.Context, report func(string)) error {
-		h, err := l.connect(ctx)
-		if err != nil {
-			return err
-		}
 		ctx, cancel := bounded(ctx, bound, l.box.Name+" to finish")
 		defer cancel()
-		return do(ctx, h, report)
+		return l.enter(ctx, func(h *remote.Host) error { return do(ctx, h, report) })
 	}
 }
 

@@ -3,6 +3,7 @@ package steps
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -71,6 +72,7 @@ func (l *hostLook) guarded(changes []plan.Change, upgraded bool) []plan.Change {
 		return nil
 	}
 	t := &trial{generation: l.generation()}
+	t.generation.Token = rand.Text()
 	for i := range changes {
 		changes[i].Covered = true
 	}
@@ -86,11 +88,7 @@ func (l *hostLook) guarded(changes []plan.Change, upgraded bool) []plan.Change {
 		Action: plan.Run, Target: l.target("proof"), Want: "confirmed", Covered: true,
 		Reason: "its own address is proven before it is left to itself",
 		Do: func(ctx context.Context, report func(string)) error {
-			h, err := l.connect(ctx)
-			if err != nil {
-				return err
-			}
-			return l.confirm(ctx, h, t, report)
+			return l.enter(ctx, func(h *remote.Host) error { return l.confirm(ctx, h, t, report) })
 		},
 	}
 	last := l.number(generationAt)
@@ -180,7 +178,9 @@ func (l *Live) Baseline(ctx context.Context) bool {
 		looks = append(looks, func(ctx context.Context) error {
 			if h, err := s.connect(ctx); err == nil {
 				entered.Store(true)
-				s.worked = s.measure(ctx, h)
+				if worked := s.measure(ctx, h); h.Alive() {
+					s.worked = worked
+				}
 			}
 			return nil
 		})
@@ -235,6 +235,9 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 		err := l.prove(ctx, h, s, t, afterChange)
 		if err == nil {
 			return nil
+		}
+		if !h.Alive() {
+			return fmt.Errorf("%w: %w", remote.ErrBroken, err)
 		}
 		if ctx.Err() != nil && last != nil {
 			err = last // what was seen, rather than that the time is over
@@ -362,10 +365,18 @@ func (l *hostLook) revert(ctx context.Context, t *trial) error {
 	if t.n == 0 {
 		return nil // nothing was changed
 	}
-	h, err := l.connect(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: it reverts by itself", err)
+	entered := false
+	err := l.enter(ctx, func(h *remote.Host) error {
+		entered = true
+		return l.goBack(ctx, h, t)
+	})
+	if !entered {
+		err = fmt.Errorf("%w: it reverts by itself", err)
 	}
+	return err
+}
+
+func (l *hostLook) goBack(ctx context.Context, h *remote.Host, t *trial) error {
 	evidence := l.evidence(ctx, h, t)
 	if err := h.Revert(ctx, t.generation, t.n, l.spared...); err != nil {
 		return errors.Join(err, evidence)

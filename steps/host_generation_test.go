@@ -312,3 +312,27 @@ func TestJumpHostVanishes(t *testing.T) {
 		reaches(t, s, plan.Absent, s.Snapshot)
 	})
 }
+
+// TestConnectionBreaks cuts the connection in the middle of each command of a
+// change in turn, while the command goes on: all of them are made.
+func TestConnectionBreaks(t *testing.T) {
+	s := startServing(t)
+	s.must(t)
+	for n := 1; ; n++ {
+		s.text = fmt.Sprintf("cut at command %d", n)
+		s.CutAt(n)
+		before := len(s.Commands())
+		s.must(t)
+		if got := s.has(t, proxy.HAProxyPath); !strings.Contains(got, s.text) {
+			t.Fatalf("%s: not there: %s", s.text, got)
+		}
+		if err := s.works(t); err != nil {
+			t.Fatalf("%s: %v", s.text, err)
+		}
+		if len(s.Commands())-before < n {
+			t.Logf("cut in the middle of each of %d commands", n-1)
+			break
+		}
+	}
+	s.CutAt(0)
+}

@@ -30,11 +30,7 @@ type hostPeer struct {
 func startHost(t *testing.T) *hostPeer {
 	t.Helper()
 	p := &hostPeer{Box: sshtest.StartBox(t), text: "one"}
-	var err error
-	p.host, err = remote.Dial(t.Context(), remote.Config{
-		Name: "haproxy-a", Address: p.Address, User: p.User, IdentityFile: p.Identity, HostKeys: []string{p.HostKey},
-	})
-	if err != nil {
+	if _, err := p.connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.host.Close() })
@@ -49,7 +45,15 @@ func startHost(t *testing.T) *hostPeer {
 	return p
 }
 
-func (p *hostPeer) connect(context.Context) (*remote.Host, error) { return p.host, nil }
+// connect enters the box, again where the connection broke.
+func (p *hostPeer) connect(ctx context.Context) (h *remote.Host, err error) {
+	if p.host == nil || !p.host.Alive() {
+		p.host, err = remote.Dial(ctx, remote.Config{
+			Name: "haproxy-a", Address: p.Address, User: p.User, IdentityFile: p.Identity, HostKeys: []string{p.HostKey}, Lock: p.Root + stateDir,
+		})
+	}
+	return p.host, err
+}
 
 func (p *hostPeer) rendered(context.Context) ([]proxy.File, error) {
 	const mark = "# ftpdeploy deployment=lab lb=haproxy-a\n"

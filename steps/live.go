@@ -28,6 +28,9 @@ type Options struct {
 	Env     func(string) (string, bool)
 	Drain   string // instead of rollout.drain: wait, deadline or cut; "" = the blueprint's
 	Version string // of ftpdeploy, for the user agent
+	// Waiting is told what a target is waited for that was there and is not just now;
+	// nil = nobody asks.
+	Waiting func(text string)
 	// Keep keeps the evidence of a failure before anything is put back: name has
 	// slashes, "haproxy-a/journal.txt". nil = nobody wants it.
 	Keep func(name string, text []byte) error
@@ -138,7 +141,7 @@ func (l *Live) vcenter(ctx context.Context, v *blueprints.VCenter) (*vsphere.Cli
 	return l.vcenters[v].get(ctx, always, func(ctx context.Context) (*vsphere.Client, error) {
 		return vsphere.Connect(ctx, vsphere.Config{
 			Server: v.Server, Username: v.Username, Password: v.Password.Reveal(), Datacenter: v.Datacenter,
-			CAFile: v.CAFile, Thumbprint: v.Thumbprint, Insecure: v.Insecure,
+			CAFile: v.CAFile, Thumbprint: v.Thumbprint, Insecure: v.Insecure, Waiting: l.waiting,
 		})
 	})
 }
@@ -148,7 +151,7 @@ func (l *Live) cluster(ctx context.Context, c *blueprints.Cluster) (*kube.Client
 	return l.clusters[c].get(ctx, always, func(context.Context) (*kube.Client, error) {
 		return kube.Connect(kube.Config{
 			Kubeconfig: l.expand(cmp.Or(l.options.Kubeconfig, c.Kubeconfig)), Context: cmp.Or(l.options.Context, c.Context),
-			UserAgent: "ftpdeploy/" + l.options.Version,
+			UserAgent: "ftpdeploy/" + l.options.Version, Waiting: l.waiting,
 		})
 	})
 }
@@ -183,10 +186,13 @@ func (l *Live) enter(ctx context.Context, b *blueprints.Box) (*remote.Host, erro
 	}
 	bounded, cancel := context.WithTimeout(ctx, bootBound)
 	defer cancel()
-	for {
+	for n := 0; ; n++ {
 		h, err := remote.Dial(bounded, c)
 		if err == nil || !errors.Is(err, remote.ErrUnreachable) {
 			return h, advised(b, err)
+		}
+		if n == 0 {
+			l.waiting(fmt.Sprintf("waiting for SSH of %s, at most %s: %v", b.Name, bootBound, err))
 		}
 		select {
 		case <-bounded.Done():
@@ -240,10 +246,17 @@ func (l *Live) identify(ctx context.Context, b *blueprints.Box) (remote.Config, 
 	return l.login(b, vm.HostKeys), nil
 }
 
+func (l *Live) waiting(text string) {
+	if l.options.Waiting != nil {
+		l.options.Waiting(text)
+	}
+}
+
 // login says how a box is entered; with keys nil, known_hosts vouches for it.
 func (l *Live) login(b *blueprints.Box, keys []string) remote.Config {
 	c := l.sshConfig(b.SSH, b.Address.String())
-	c.Name, c.HostKeys = b.Name, keys
+	c.Name, c.HostKeys, c.Lock = b.Name, keys, stateDir
+	c.Waiting = func(text string) { l.waiting(b.Name + ": " + text) }
 	if keys != nil {
 		c.KnownHosts = ""
 	}

@@ -48,6 +48,13 @@ const apiVersion = "7.0"
 // waits: tasks and guests are asked again and again.
 const requestBound = 2 * time.Minute
 
+// How long a vCenter that was there is waited for, and how often it is tried: it
+// takes minutes to restart.
+const (
+	awayBound    = 5 * time.Minute
+	awayInterval = time.Second
+)
+
 // Config says where a vCenter is and how it is trusted and entered. At most one
 // of CAFile, Thumbprint and Insecure is set; none means the system's roots.
 type Config struct {
@@ -60,6 +67,8 @@ type Config struct {
 	Insecure   bool
 	// Dial opens the connections; nil means directly.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Waiting is told what is waited for when vCenter goes away; nil = nobody asks.
+	Waiting func(string)
 }
 
 // Client is a session with a vCenter. It may be used by several goroutines.
@@ -69,6 +78,8 @@ type Client struct {
 	user       *url.Userinfo
 	vim        *vim25.Client
 	calls      atomic.Int64
+	patience   time.Duration // with a vCenter that was there
+	waiting    func(string)
 
 	mu      sync.Mutex
 	logons  int    // how many times we have logged in
@@ -86,7 +97,7 @@ func Connect(ctx context.Context, config Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to vCenter %s: %w", address.Host, err)
 	}
-	c := &Client{datacenter: strings.Trim(config.Datacenter, "/"), server: address.Host, user: user}
+	c := &Client{datacenter: strings.Trim(config.Datacenter, "/"), server: address.Host, user: user, patience: awayBound, waiting: config.Waiting}
 	transport := soap.NewClient(address, config.Insecure)
 	transport.Version = apiVersion
 	transport.Timeout = requestBound
@@ -167,24 +178,56 @@ func (c *Client) current() (logons int, session string) {
 	return c.logons, c.session
 }
 
-// roundTripper logs in again when the session has expired. Reads are then
-// repeated, writes are not: what they were to change must be looked at anew.
+// roundTripper logs in again when the session has expired, once: vCenter refuses
+// a request without a session before it does anything, so each is repeated. While
+// a vCenter that was there is away, what changes nothing and what was never sent
+// are tried again.
 type roundTripper struct{ client *Client }
 
 func (r *roundTripper) RoundTrip(ctx context.Context, request, response soap.HasFault) error {
-	seen, _ := r.client.current()
-	err := r.client.vim.Client.RoundTrip(ctx, request, response)
-	if !fault.Is(err, &types.NotAuthenticated{}) {
-		return unreachable(ctx, err)
+	c := r.client
+	until := time.Now().Add(c.patience)
+	entered, told := false, false
+	for {
+		seen, _ := c.current()
+		err := c.vim.Client.RoundTrip(ctx, request, response)
+		if fault.Is(err, &types.NotAuthenticated{}) && !entered {
+			entered = true
+			if err = c.login(ctx, seen); err == nil {
+				reflect.ValueOf(response).Elem().SetZero() // else it keeps the fault of the first attempt
+				continue
+			}
+			entered = !errors.Is(err, ErrUnreachable)
+			err = fmt.Errorf("the session has expired: %w", err)
+		} else if !isRead(request) && away(err) && !unsent(err) {
+			return fmt.Errorf("%w; whether vCenter took the request is not known: apply again, which looks first", unreachable(ctx, err))
+		}
+		err = unreachable(ctx, err)
+		if !errors.Is(err, ErrUnreachable) || time.Now().After(until) {
+			return err
+		}
+		if !told && c.waiting != nil {
+			c.waiting(fmt.Sprintf("waiting for vCenter %s, at most %s: %v", c.server, c.patience, err))
+		}
+		told = true
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w while waiting: %w", context.Cause(ctx), err)
+		case <-time.After(awayInterval):
+		}
 	}
-	if err := r.client.login(ctx, seen); err != nil {
-		return fmt.Errorf("the session has expired: %w", err)
-	}
-	if !isRead(request) {
-		return errors.New("the session had expired, so nothing was changed; run it again")
-	}
-	reflect.ValueOf(response).Elem().SetZero() // else it keeps the fault of the first attempt
-	return unreachable(ctx, r.client.vim.Client.RoundTrip(ctx, request, response))
+}
+
+// away tells whether a request failed because nobody answered it.
+func away(err error) bool {
+	var network *url.Error
+	return errors.As(err, &network) && !errors.Is(err, ErrUntrusted)
+}
+
+// unsent tells whether a request cannot have reached its server.
+func unsent(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial"
 }
 
 // isRead tells whether a request is one of the reads that we send.
@@ -200,7 +243,10 @@ func isRead(request soap.HasFault) bool {
 // a fault that vCenter reports, the certificate's, nor the caller's own cancelling.
 func unreachable(ctx context.Context, err error) error {
 	var network *url.Error
-	if err == nil || ctx.Err() != nil || errors.Is(err, ErrUntrusted) || !errors.As(err, &network) {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case !away(err) || !errors.As(err, &network):
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnreachable, network.Err)

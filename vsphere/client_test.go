@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -117,8 +118,7 @@ func TestConnectTrusts(t *testing.T) {
 	}
 }
 
-// When the session has expired, a read logs in again and is repeated; a write is
-// not: what it was to change is looked at anew.
+// When the session has expired, a call logs in again, once, and is repeated.
 func TestSessionExpires(t *testing.T) {
 	s := vcsim.Start(t)
 	c := connect(t, s)
@@ -140,17 +140,14 @@ func TestSessionExpires(t *testing.T) {
 
 	s.ExpireSessions(t)
 	writes := s.Calls("ReconfigureComputeResource_Task")
-	if err := c.ApplyRules(t.Context(), e); err == nil || !strings.Contains(err.Error(), "session had expired") {
+	if err := c.ApplyRules(t.Context(), e); err != nil {
 		t.Errorf("the write: %v", err)
 	}
-	if n := s.Calls("ReconfigureComputeResource_Task") - writes; n != 1 {
-		t.Errorf("the write was sent %d times, want once", n)
+	if n := s.Calls("ReconfigureComputeResource_Task") - writes; n != 2 {
+		t.Errorf("the write was sent %d times, want once without a session and once with one", n)
 	}
-	if n := len(s.Rules(t).Rule); n != 0 {
-		t.Errorf("%d rules were made without a session", n)
-	}
-	if err := c.ApplyRules(t.Context(), e); err != nil {
-		t.Errorf("with the new session: %v", err)
+	if n := len(s.Rules(t).Rule); n == 0 {
+		t.Error("no rules were made")
 	}
 
 	s.ExpireSessions(t)
@@ -181,6 +178,7 @@ func TestGoesAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.patience = 0
 	away = true
 	s.CloseConnections()
 	if _, err := c.Find(t.Context(), deployment, "lb1"); !errors.Is(err, ErrUnreachable) {
@@ -193,5 +191,64 @@ func TestGoesAway(t *testing.T) {
 	cancel()
 	if _, err := c.Find(cancelled, deployment, "lb1"); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// A vCenter that goes away in the middle of a run and comes back without its
+// sessions is waited for: reads go on, and so does what was never sent. A write
+// whose answer is lost is not repeated.
+func TestRestarts(t *testing.T) {
+	s := vcsim.Start(t)
+	var said []string
+	away := 0 // how many connections are refused
+	config := config(s)
+	config.Waiting = func(text string) { said = append(said, text) }
+	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if away--; away >= 0 {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+	c, err := Connect(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}()
+	create(t, c, spec(1))
+	restart := func() {
+		s.ExpireSessions(t)
+		s.CloseConnections()
+		said, away = nil, 2
+	}
+	restart()
+	if _, err := c.Find(t.Context(), deployment, "lb1"); err != nil || len(said) != 1 || !strings.Contains(said[0], "connection refused") {
+		t.Errorf("a read: %v; said %q", err, said)
+	}
+	restart()
+	if err := c.PowerOn(t.Context(), deployment, "lb1"); err != nil || len(said) != 1 {
+		t.Errorf("a read and a write: %v; said %q", err, said)
+	}
+
+	sent := s.Calls("PowerOffVM_Task")
+	s.SetFault(func(method string, _ types.ManagedObjectReference) types.BaseMethodFault {
+		if method == "PowerOffVM_Task" {
+			s.CloseConnections()
+		}
+		return nil
+	})
+	err = c.Destroy(t.Context(), deployment, "lb1")
+	s.SetFault(nil)
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "whether vCenter took the request is not known: apply again") {
+		t.Errorf("a write whose answer is lost: %v", err)
+	}
+	if n := s.Calls("PowerOffVM_Task") - sent; n != 1 {
+		t.Errorf("it was sent %d times, want once", n)
+	}
+	if err := c.Destroy(t.Context(), deployment, "lb1"); err != nil {
+		t.Errorf("again: %v", err)
 	}
 }

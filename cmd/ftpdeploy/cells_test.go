@@ -141,9 +141,9 @@ func interruptible(t *testing.T, do func(context.Context, *app) error) (code int
 	return code, out.String() + errs.String(), second
 }
 
-// interrupt sends this process a SIGINT and waits until it has arrived.
-func interrupt(ctx context.Context, arrived <-chan struct{}) error {
-	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+// interrupt sends this process a signal and waits until it has arrived.
+func interrupt(ctx context.Context, s syscall.Signal, arrived <-chan struct{}) error {
+	if err := syscall.Kill(os.Getpid(), s); err != nil {
 		return err
 	}
 	select {
@@ -157,9 +157,15 @@ func interrupt(ctx context.Context, arrived <-chan struct{}) error {
 }
 
 func TestInterruptStopsAtTheNextSafePoint(t *testing.T) {
-	code, text, second := interruptible(t, func(ctx context.Context, a *app) error { return interrupt(ctx, a.stop) })
-	if code != 130 {
-		t.Errorf("exit code %d, want 130\n%s", code, text)
+	for s, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 143} {
+		t.Run(s.String(), func(t *testing.T) { stopsAtTheNextSafePoint(t, s, want) })
+	}
+}
+
+func stopsAtTheNextSafePoint(t *testing.T, s syscall.Signal, want int) {
+	code, text, second := interruptible(t, func(ctx context.Context, a *app) error { return interrupt(ctx, s, a.stop) })
+	if code != want {
+		t.Errorf("exit code %d, want %d\n%s", code, want, text)
 	}
 	for _, want := range []string{
 		"Stopping at the next safe point", "Changed: vm/haproxy-a:value.", "Not changed: host/haproxy-a:value.",
@@ -176,20 +182,23 @@ func TestInterruptStopsAtTheNextSafePoint(t *testing.T) {
 func TestSecondInterruptStopsNow(t *testing.T) {
 	var cancelled atomic.Bool
 	code, text, _ := interruptible(t, func(ctx context.Context, a *app) error {
-		if err := interrupt(ctx, a.stop); err != nil {
+		if err := interrupt(ctx, syscall.SIGINT, a.stop); err != nil {
 			return err
 		}
-		err := interrupt(ctx, ctx.Done())
+		err := interrupt(ctx, syscall.SIGINT, ctx.Done())
 		cancelled.Store(ctx.Err() != nil)
 		if err == nil {
-			err = ctx.Err()
+			err = context.Cause(ctx)
 		}
 		return err
 	})
 	if code != 130 || !cancelled.Load() {
 		t.Errorf("exit code %d, want 130; what was under way was cancelled: %t\n%s", code, cancelled.Load(), text)
 	}
-	if !strings.Contains(text, "Nothing was changed.") && !strings.Contains(text, "Not changed: ") {
+	if !strings.Contains(text, "Begun, and perhaps changed: vm/haproxy-a:value.") || !strings.Contains(text, "Not changed: host/haproxy-a:value.") {
 		t.Errorf("the output does not say what was not done:\n%s", text)
+	}
+	if strings.Contains(text, "context canceled") || !strings.Contains(text, "Error: vm/haproxy-a: vm/haproxy-a:value: interrupted") {
+		t.Errorf("the output does not say that it was interrupted:\n%s", text)
 	}
 }

@@ -277,8 +277,9 @@ func errLost(why error) error {
 // stoppedBy is the error of a run that ended with err, in the light of what made
 // it stop.
 func (a *app) stoppedBy(err error) error {
-	if why := a.halted(); why != nil && !errors.Is(why, errInterrupted) && errors.Is(err, plan.ErrStopped) {
-		return errLost(why)
+	why := a.halted()
+	if _, asked := errors.AsType[*interruption](why); why == nil || asked || !errors.Is(err, plan.ErrStopped) && !errors.Is(err, why) {
+		return err
 	}
-	return err
+	return errLost(why)
 }

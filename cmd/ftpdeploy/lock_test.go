@@ -184,7 +184,7 @@ func TestStoppedBy(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	r.halt(fmt.Errorf("%w: Lease default/ftpdeploy-prod is now held by bob@there", kube.ErrLeaseLost))
-	r.halt(errInterrupted) // too late to be the reason
+	r.halt(&interruption{130}) // too late to be the reason
 	err := r.stoppedBy(stopped)
 	if exitCode(err, true) != 4 || !strings.Contains(err.Error(), "bob@there") || !errors.Is(err, kube.ErrLeaseLost) {
 		t.Errorf("exit code %d: %v", exitCode(err, true), err)

@@ -76,8 +76,8 @@ type app struct {
 
 // run runs the command and returns its exit code.
 func (a *app) run(ctx context.Context, args []string) int {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	a.started = a.now()
 	a.stop = make(chan struct{})
 	a.emit = (&human{out: a.stdout, err: a.stderr, now: a.now}).emit // until the flags are known
@@ -94,8 +94,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if cmd.Annotations["events"] == "" && err == nil {
 		return code
 	}
-	if errors.Is(a.halted(), errInterrupted) && err != nil {
-		code = 130
+	if by, ok := errors.AsType[*interruption](a.halted()); ok && err != nil {
+		code = by.code
 	}
 	a.end(code, err)
 	return code
@@ -124,32 +124,41 @@ func (a *app) end(code int, err error) {
 	}
 }
 
-// signals makes the first SIGINT or SIGTERM stop the run at the next safe point
-// and the second one stop it now. It returns what ends that.
-func (a *app) signals(cancel context.CancelFunc) func() {
+// signals makes the first SIGINT, SIGTERM or SIGHUP stop the run at the next safe
+// point and the second one stop it now. It returns what ends that.
+func (a *app) signals(cancel context.CancelCauseFunc) func() {
 	ch := make(chan os.Signal, 2)
-	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	over := make(chan struct{})
 	go func() {
 		for n := 0; ; n++ {
+			var why *interruption
 			select {
 			case <-over:
 				return
-			case <-ch:
+			case s := <-ch:
+				why = &interruption{code: 143}
+				if s == os.Interrupt {
+					why.code = 130
+				}
 			}
-			if n == 0 {
+			switch n {
+			case 0:
 				a.emit(event{level: "warn", msg: "Stopping at the next safe point. Interrupt again to stop now.", data: note{}})
-				a.halt(errInterrupted)
-				continue
+				a.halt(why)
+			case 1:
+				a.emit(event{level: "warn", msg: "Stopping now.", data: note{}})
+				cancel(why)
 			}
-			cancel()
 		}
 	}()
 	return func() { signal.Stop(ch); close(over) }
 }
 
-// errInterrupted is why a run stops that was interrupted.
-var errInterrupted = errors.New("interrupted")
+// interruption is why a run stops that was sent a signal; code is its exit code.
+type interruption struct{ code int }
+
+func (i *interruption) Error() string { return "interrupted" }
 
 // halt lets nothing more begin; the first reason counts.
 func (a *app) halt(why error) {
@@ -172,15 +181,15 @@ func (a *app) halted() error {
 // cancelOnStop gives a context for work that changes nothing: there, the first
 // interrupt ends it at once.
 func (a *app) cancelOnStop(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		select {
 		case <-a.stop:
-			cancel()
+			cancel(a.why)
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, cancel
+	return ctx, func() { cancel(nil) }
 }
 
 // longFlags accepts the single-dash spellings that Terraform's users type.
@@ -215,7 +224,7 @@ Exit codes:
   8    locked by another run; nothing was changed
   9    cannot reach or log in to a target, or it is not the one that is trusted
   64   usage
-  130  interrupted; the summary says what is done`
+  130  interrupted by Ctrl-C (143 by SIGTERM or SIGHUP); the summary says what is done`
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{

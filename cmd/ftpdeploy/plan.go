@@ -131,6 +131,7 @@ func (a *app) open(deleteData []string) (*deployment, error) {
 	}
 	live := steps.Open(t, steps.Options{
 		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
+		Waiting: func(text string) { a.emit(event{level: "info", msg: text, data: progress{}}) },
 	})
 	return &deployment{app: a, topology: t, live: live, data: deleteData}, nil
 }

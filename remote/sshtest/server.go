@@ -42,6 +42,8 @@ type Server struct {
 
 	mu       sync.Mutex
 	conns    []net.Conn
+	ended    chan struct{} // closed at the end of the test
+	cutAt    int           // command after whose start the connections are cut; 0 = none
 	attempts int
 	commands []string
 }
@@ -49,7 +51,7 @@ type Server struct {
 // Start starts a server that ends with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{t: t, User: "deploy", Env: os.Environ()}
+	s := &Server{t: t, User: "deploy", Env: os.Environ(), ended: make(chan struct{})}
 	s.host, _ = NewKey(t)
 	s.HostKey = Line(s.host.PublicKey())
 	client, file := NewKey(t)
@@ -61,6 +63,7 @@ func Start(t testing.TB) *Server {
 	s.Address = s.listener.Addr().String()
 	s.running.Go(s.accept)
 	t.Cleanup(func() {
+		close(s.ended)
 		s.listener.Close()
 		s.Cut()
 		s.running.Wait()
@@ -101,6 +104,17 @@ func (s *Server) Cut() {
 		c.Close()
 	}
 	s.conns = nil
+}
+
+// CutAt breaks all connections when the nth command from now on, counted from 1,
+// has begun. The command goes on by itself, as one of a real sshd does.
+func (s *Server) CutAt(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cutAt = n
+	if n > 0 {
+		s.cutAt += len(s.commands)
+	}
 }
 
 // Freeze has the server answer no new command, as a machine that hangs; the
@@ -208,13 +222,14 @@ func (s *Server) session(c ssh.NewChannel) {
 		r.Reply(true, nil)
 		s.mu.Lock()
 		s.commands = append(s.commands, command.Line)
+		cut := s.cutAt == len(s.commands)
 		s.mu.Unlock()
-		s.exec(channel, requests, command.Line)
+		s.exec(channel, requests, command.Line, cut)
 		return
 	}
 }
 
-func (s *Server) exec(channel ssh.Channel, requests <-chan *ssh.Request, line string) {
+func (s *Server) exec(channel ssh.Channel, requests <-chan *ssh.Request, line string, cut bool) {
 	cmd := exec.Command("sh", "-c", line)
 	cmd.Env = s.Env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -229,7 +244,13 @@ func (s *Server) exec(channel ssh.Channel, requests <-chan *ssh.Request, line st
 		return
 	}
 	go func() {
-		io.Copy(in, channel)
+		if cut { // once its input has come, which ends with the channel's end of file
+			all, _ := io.ReadAll(channel)
+			s.Cut()
+			in.Write(all)
+		} else {
+			io.Copy(in, channel)
+		}
 		in.Close()
 	}()
 	over := make(chan struct{})
@@ -242,6 +263,13 @@ func (s *Server) exec(channel ssh.Channel, requests <-chan *ssh.Request, line st
 		select {
 		case <-over:
 		default: // the client is gone
+			if cut {
+				select {
+				case <-over:
+					return
+				case <-s.ended:
+				}
+			}
 			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		}
 	}()
