@@ -172,11 +172,12 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 	return slices.Concat([]plan.Change{drain}, changes, []plan.Change{back}), nil
 }
 
-// alone refuses to drain a box whose peers are all drained.
+// alone refuses to drain a box whose peers somebody has drained, all of them. One
+// that a run has left drained returns before: it holds no VIP.
 func (s *hostStep) alone() error {
 	var drained []string
 	for _, peer := range s.peers {
-		if peer.start.away == nil {
+		if peer.start.away == nil || peer.start.away.by == "" {
 			return nil
 		}
 		drained = append(drained, fmt.Sprintf("%s is drained until %s", peer.box.Name, peer.start.away))

@@ -37,6 +37,7 @@ func TestDrainIsPlanned(t *testing.T) {
 		{name: "drained by somebody, no change", p: position{away: &away{until: later, by: "root@jump"}}, want: ""},
 		{name: "drained by a run that broke off", p: position{away: &away{until: later}}, want: ">resume", from: plan.Unseen},
 		{name: "and with work left", p: position{away: &away{until: later}}, changes: work, ends: true, want: "~packages >resume"},
+		{name: "the peer was left drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later}, changes: work, ends: true, want: ">drain ~packages >resume", from: "holds 203.0.113.15"},
 		{name: "the peer is drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later, by: "root@jump"}, changes: work, ends: true, want: "error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
