@@ -249,6 +249,22 @@ func TestProvenance(t *testing.T) {
 	}
 }
 
+// What the command line says of the rollout stands in the place of the block, and
+// is held to the same rules.
+func TestRolloutFromOutside(t *testing.T) {
+	dir := write(t, map[string]string{"x.ftp.hcl": base(t)})
+	topology, _, diags := Load(dir, Options{Env: from(environment), OnFailure: "halt", ConfirmWithin: time.Hour})
+	if diags.HasErrors() {
+		t.Fatal(diags)
+	}
+	equal(t, "on_failure", topology.Rollout.OnFailure, "halt")
+	equal(t, "confirm_within", topology.Rollout.ConfirmWithin, time.Hour)
+	_, _, diags = Load(dir, Options{Env: from(environment), ConfirmWithin: time.Second})
+	if !slices.ContainsFunc(diags, func(d *hcl.Diagnostic) bool { return Code(d) == "FTP313" }) {
+		t.Errorf("a second is enough: %v", diags)
+	}
+}
+
 // Names that only look like those of secrets are shown.
 func TestSecretNames(t *testing.T) {
 	for name, want := range map[string]bool{

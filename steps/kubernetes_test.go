@@ -76,6 +76,7 @@ func TestKubernetes(t *testing.T) {
 		"edit meanwhile":   testEditMeanwhile,
 		"undo deletion":    testUndoDeletion,
 		"image missing":    testImageMissing,
+		"former":           testFormer,
 		"label taken away": testLabelTakenAway,
 		"lock":             testLock,
 	} {
@@ -813,6 +814,39 @@ func testUndoDeletion(t *testing.T, c *cluster) {
 	f.service.Server = "vsftpd"
 	if left := f.plan(plan.Present); len(left) > 0 {
 		t.Errorf("undone, the first state is not there: %q", f.signs(left))
+	}
+}
+
+// What is deployed is proven by its own account, range and VIP, not by the blueprint's.
+func testFormer(t *testing.T, c *cluster) {
+	f := newFixture(t, c)
+	live := Open(f.deploy, Options{Kubeconfig: f.server.Kubeconfig, Env: func(string) (string, bool) { return "", false }})
+	smoke := &blueprints.Smoke{Service: f.service, User: f.service.Users[0], VIP: f.service.VIP}
+	same := func(when string) {
+		t.Helper()
+		if was, err := live.former(t.Context(), smoke); was != nil || err != nil {
+			t.Errorf("%s: %+v, %v; want that it is no other one", when, was, err)
+		}
+	}
+	same("nothing is deployed")
+	f.apply(plan.Present)
+	same("it is as the blueprint says")
+	before, vip := *f.service, *f.service.VIP
+	f.service.VIP = &vip
+	vip.Address = vip.Address.Next()
+	f.service.PassiveFirst, f.service.PassiveLast, f.service.ControlPort = before.PassiveFirst+1, before.PassiveLast+1, before.ControlPort+1
+	smoke = &blueprints.Smoke{Service: f.service, VIP: &vip, User: &blueprints.User{Name: "other", Password: blueprints.NewSecret("another")}}
+	was, err := live.former(t.Context(), smoke)
+	if err != nil || was == nil {
+		t.Fatalf("%+v, %v", was, err)
+	}
+	s := was.Service
+	if s.PassiveFirst != before.PassiveFirst || s.PassiveLast != before.PassiveLast || s.ControlPort != before.ControlPort ||
+		s.VIP.Address != before.VIP.Address || was.VIP.Address != before.VIP.Address || was.User.Name != before.Users[0].Name || was.User.Password.Reveal() != canary {
+		t.Errorf("%+v of %+v, want what was deployed", was, s)
+	}
+	if f.service.PassiveLast != before.PassiveLast+1 || vip.Address == before.VIP.Address {
+		t.Error("the topology was written to")
 	}
 }
 

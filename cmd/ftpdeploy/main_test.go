@@ -14,9 +14,11 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/kube"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps"
 	"github.com/ftpdeploy/ftpdeploy/vsphere"
 )
 
@@ -145,6 +147,60 @@ type step []plan.Change
 func (s step) Name() string                                           { return "step/test" }
 func (s step) After() []string                                        { return nil }
 func (s step) Plan(context.Context, plan.Goal) ([]plan.Change, error) { return s, nil }
+
+// toggle is a step that can be put back.
+type toggle struct{ on bool }
+
+func (*toggle) Name() string    { return "step/toggle" }
+func (*toggle) After() []string { return nil }
+func (s *toggle) Plan(context.Context, plan.Goal) ([]plan.Change, error) {
+	if s.on {
+		return nil, nil
+	}
+	set := func(on bool) func(context.Context) error {
+		return func(context.Context) error { s.on = on; return nil }
+	}
+	return []plan.Change{{
+		Action: plan.Update, Target: "toggle", Reason: "is off", Want: "on", Undo: set(false),
+		Do: func(ctx context.Context, _ func(string)) error { return set(true)(ctx) },
+	}}, nil
+}
+
+// TestUnproven holds whose fault a smoke test is that fails after the changes.
+func TestUnproven(t *testing.T) {
+	result := func(name string, err error) steps.SmokeResult {
+		return steps.SmokeResult{Smoke: &blueprints.Smoke{Name: name}, Err: err}
+	}
+	boom := errors.New("boom")
+	for _, tt := range []struct {
+		name    string
+		results []steps.SmokeResult
+		accept  bool
+		code    int
+		back    bool
+	}{
+		{"all of it failed before", []steps.SmokeResult{result("old", boom), result("good", nil)}, false, 6, false},
+		{"and that is accepted", []steps.SmokeResult{result("old", boom), result("good", nil)}, true, 0, false},
+		{"one of them passed before", []steps.SmokeResult{result("old", boom), result("good", boom)}, true, 5, true},
+		{"none could be run", nil, true, 5, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &toggle{}
+			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{s}, plan.Options{Rollback: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Apply(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			d := &deployment{app: &app{emit: func(event) {}, now: time.Now}, broken: []string{"old"}, live: steps.Open(&blueprints.Topology{}, steps.Options{})}
+			err = d.unproven(t.Context(), p, tt.results, errFault, tt.accept)
+			if code := exitCode(err, true); code != tt.code || s.on == tt.back {
+				t.Errorf("exit code %d, want %d; put back %t, want %t: %v", code, tt.code, !s.on, tt.back, err)
+			}
+		})
+	}
+}
 
 // TestRetriesAreSaidOnce holds that a fault that stays is not repeated at each try.
 func TestRetriesAreSaidOnce(t *testing.T) {
