@@ -238,7 +238,7 @@ func accuracy(t *testing.T) {
 			r := rand.New(rand.NewPCG(s, 0))
 			d := draft{}
 			w.step(t, d, "as shipped")
-			for n := range times(6, 8) {
+			for n := range times(4, 8) {
 				next, what := d.edit(r)
 				for name, at := range next {
 					if at != d[name] {

@@ -45,6 +45,9 @@ func hand(act string, args []string) int {
 			return err
 		},
 		"probe": probe, "sessions": sessions,
+		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
+		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
+		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),
 	}
 	do, ok := acts[act]
 	if !ok {
@@ -184,23 +187,32 @@ func vms(ctx context.Context, _ []string) error {
 	return err
 }
 
-// rules prints the DRS rules and groups of the cluster.
-func rules(ctx context.Context, _ []string) error {
+// clusterConfig reads the configuration of the vSphere cluster.
+func clusterConfig(ctx context.Context) (*types.ClusterConfigInfoEx, error) {
 	f, err := finder(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cluster, err := f.ClusterComputeResource(ctx, "stretched-01")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var c mo.ClusterComputeResource
 	if err := cluster.Properties(ctx, cluster.Reference(), []string{"configurationEx"}, &c); err != nil {
-		return err
+		return nil, err
 	}
 	config, ok := c.ConfigurationEx.(*types.ClusterConfigInfoEx)
 	if !ok {
-		return fmt.Errorf("the cluster's configuration is a %T", c.ConfigurationEx)
+		return nil, fmt.Errorf("the cluster's configuration is a %T", c.ConfigurationEx)
+	}
+	return config, nil
+}
+
+// rules prints the DRS rules and groups of the cluster.
+func rules(ctx context.Context, _ []string) error {
+	config, err := clusterConfig(ctx)
+	if err != nil {
+		return err
 	}
 	for _, r := range config.Rule {
 		fmt.Println("rule", r.GetClusterRuleInfo().Name)
@@ -424,4 +436,108 @@ func objects(ctx context.Context, _ []string) error {
 	slices.Sort(found)
 	fmt.Println(strings.Join(found, "\n"))
 	return nil
+}
+
+// api is one request to the API server: METHOD PATH [PATCH]. It prints the answer.
+func api(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	r := c.CoreV1().RESTClient().Verb(args[0]).AbsPath(args[1])
+	if len(args) > 2 {
+		r = r.Param("fieldManager", byEdit.FieldManager).SetHeader("Content-Type", string(ktypes.StrategicMergePatchType)).Body([]byte(args[2]))
+	}
+	answer, err := r.DoRaw(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, answer)
+	}
+	fmt.Println(string(answer))
+	return nil
+}
+
+// reconfigure changes the VM whose name begins as args[0] says.
+func reconfigure(edit func(*types.VirtualMachineConfigSpec, string)) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		v, err := vm(ctx, args[0]+"*")
+		if err != nil {
+			return err
+		}
+		var spec types.VirtualMachineConfigSpec
+		edit(&spec, args[1])
+		task, err := v.Reconfigure(ctx, spec)
+		return wait(ctx, task, err)
+	}
+}
+
+func extraConfig(spec *types.VirtualMachineConfigSpec, setting string) {
+	key, value, _ := strings.Cut(setting, "=")
+	spec.ExtraConfig = []types.BaseOptionValue{&types.OptionValue{Key: key, Value: value}}
+}
+
+// showVMs prints the names, notes and advanced configuration of the VMs.
+func showVMs(ctx context.Context, _ []string) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := f.VirtualMachineList(ctx, "infra/ftp/*")
+	if err != nil {
+		return err
+	}
+	for _, v := range list {
+		var m mo.VirtualMachine
+		if err := v.Properties(ctx, v.Reference(), []string{"name", "config"}, &m); err != nil {
+			return err
+		}
+		fmt.Println(m.Name, m.Config.Annotation)
+		for _, o := range m.Config.ExtraConfig {
+			fmt.Printf("%s=%v\n", o.GetOptionValue().Key, o.GetOptionValue().Value)
+		}
+	}
+	return nil
+}
+
+// addRule keeps the VMs of the folder on different hosts by a rule of its own.
+func addRule(ctx context.Context, args []string) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := f.VirtualMachineList(ctx, "infra/ftp/*")
+	if err != nil {
+		return err
+	}
+	rule := &types.ClusterAntiAffinityRuleSpec{ClusterRuleInfo: types.ClusterRuleInfo{Name: args[0], Enabled: types.NewBool(true)}}
+	for _, v := range list {
+		rule.Vm = append(rule.Vm, v.Reference())
+	}
+	return editRules(ctx, &types.ClusterRuleSpec{ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: types.ArrayUpdateOperationAdd}, Info: rule})
+}
+
+// deleteRule deletes the first rule whose name has args[0] in it.
+func deleteRule(ctx context.Context, args []string) error {
+	config, err := clusterConfig(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range config.Rule {
+		if info := r.GetClusterRuleInfo(); strings.Contains(info.Name, args[0]) {
+			return editRules(ctx, &types.ClusterRuleSpec{ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: types.ArrayUpdateOperationRemove, RemoveKey: info.Key}})
+		}
+	}
+	return fmt.Errorf("no rule %s", args[0])
+}
+
+func editRules(ctx context.Context, spec *types.ClusterRuleSpec) error {
+	f, err := finder(ctx)
+	if err != nil {
+		return err
+	}
+	cluster, err := f.ClusterComputeResource(ctx, "stretched-01")
+	if err != nil {
+		return err
+	}
+	task, err := cluster.Reconfigure(ctx, &types.ClusterConfigSpecEx{RulesSpec: []types.ClusterRuleSpec{*spec}}, true)
+	return wait(ctx, task, err)
 }
