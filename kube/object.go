@@ -144,7 +144,7 @@ func (c *Client) Find(ctx context.Context, r Ref) (*Live, error) {
 }
 
 // List returns the objects of a kind that bear all labels, by their metadata
-// only. A namespace that is not there holds none.
+// only. Namespace "" is all of them; one that is not there holds none.
 func (c *Client) List(ctx context.Context, kind, namespace string, withLabels map[string]string) ([]*Live, error) {
 	g, err := resource(kind)
 	if err != nil {
@@ -152,6 +152,9 @@ func (c *Client) List(ctx context.Context, kind, namespace string, withLabels ma
 	}
 	var found []*Live
 	what := fmt.Sprintf("list every %s in namespace %s", kind, namespace)
+	if namespace == "" {
+		what = fmt.Sprintf("list every %s in all namespaces", kind)
+	}
 	err = c.try(ctx, what, func(ctx context.Context) error {
 		found = nil
 		list, err := c.metadata.Resource(g).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.Set(withLabels).String()})

@@ -14,12 +14,13 @@ import (
 const (
 	VIPChange   = "vip-change"   // clients lose the address that they know
 	BothBoxes   = "both-boxes"   // all boxes of a group are rebooted or replaced in one run
+	RemoveBox   = "remove-box"   // a box goes that the blueprint does not have any more
 	DeleteData  = "delete-data"  // a volume's data goes that nobody named
 	ShrinkRange = "shrink-range" // passive ports go that a transfer may be using
 )
 
 // Kinds are all kinds of danger.
-func Kinds() []string { return []string{VIPChange, BothBoxes, DeleteData, ShrinkRange} }
+func Kinds() []string { return []string{VIPChange, BothBoxes, RemoveBox, DeleteData, ShrinkRange} }
 
 // Danger is something in a plan that must be allowed by name.
 type Danger struct {
@@ -28,7 +29,8 @@ type Danger struct {
 }
 
 // Dangers finds what of a plan must be allowed by name, in the order of Kinds.
-func Dangers(t *blueprints.Topology, p *plan.Plan) []Danger {
+// Boxes on sites that are down count as boxes that are away.
+func Dangers(t *blueprints.Topology, p *plan.Plan, sitesDown []string) []Danger {
 	where := map[string][]string{}
 	for _, c := range p.Changes() {
 		for _, kind := range c.Needs {
@@ -37,7 +39,11 @@ func Dangers(t *blueprints.Topology, p *plan.Plan) []Danger {
 	}
 	if p.Goal == plan.Present {
 		for _, g := range t.Groups {
-			if down := goingDown(g, p); len(down) > 1 && len(down) == len(g.Boxes) {
+			down := goingDown(g, p)
+			away := slices.DeleteFunc(slices.Clone(g.Boxes), func(b *blueprints.Box) bool {
+				return !isDown(b, sitesDown) && !slices.Contains(down, b.Name)
+			})
+			if len(down) > 0 && len(away) > 1 && len(away) == len(g.Boxes) {
 				where[BothBoxes] = append(where[BothBoxes], down...)
 			}
 		}

@@ -62,7 +62,7 @@ func TestDangers(t *testing.T) {
 		"of a change":     {plan.Present, []plan.Step{vm("haproxy-a", needy)}, "vip-change haproxy-a; shrink-range haproxy-a"},
 	} {
 		var got []string
-		for _, d := range Dangers(topology, planOf(t, tt.goal, tt.list...)) {
+		for _, d := range Dangers(topology, planOf(t, tt.goal, tt.list...), nil) {
 			got = append(got, d.Kind+" "+strings.Join(d.Where, " "))
 		}
 		if text := strings.Join(got, "; "); text != tt.want {
@@ -70,7 +70,7 @@ func TestDangers(t *testing.T) {
 		}
 	}
 	topology.Groups[0].Boxes = topology.Groups[0].Boxes[:1]
-	if d := Dangers(topology, planOf(t, plan.Present, vm("haproxy-a", reboot))); d != nil {
+	if d := Dangers(topology, planOf(t, plan.Present, vm("haproxy-a", reboot)), nil); d != nil {
 		t.Errorf("a lone box: %v", d)
 	}
 }

@@ -129,7 +129,7 @@ func (s *hostStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, err
 		return nil, err
 	}
 	look := &hostLook{hostStep: s, files: files, facts: facts}
-	if err := look.refuse(); err != nil {
+	if err := look.refuse(goal); err != nil {
 		return nil, err
 	}
 	if goal == plan.Absent {
@@ -331,8 +331,9 @@ func (l *hostLook) lines(file string) []string {
 }
 
 // refuse returns an error where a file of the box, or its version of HAProxy, is
-// none that we may touch or use.
-func (l *hostLook) refuse() error {
+// none that we may touch or use. With goal Absent a file of others is left alone,
+// unless it would go with a package that we installed.
+func (l *hostLook) refuse(goal plan.Goal) error {
 	var errs []error
 	for _, f := range l.files {
 		s := l.state(f.Path)
@@ -341,13 +342,13 @@ func (l *hostLook) refuse() error {
 		}
 		owner, ours := proxy.Owner(s.Content)
 		switch {
+		case !ours && goal == plan.Absent && len(l.ourPackages()) == 0:
 		case !ours:
 			first, _, _ := strings.Cut(string(s.Content), "\n")
 			errs = append(errs, fmt.Errorf("%s on %s was not written by ftpdeploy (first line: %.80q%s): it %w. Nothing was changed. "+
-				"If nobody needs it, move it away and plan again [FTP604]", f.Path, l.box.Name, first, writer(first), ErrForeign))
+				"To take it over: ftpdeploy adopt lb.%s. If nobody needs it, move it away and plan again [FTP604]", f.Path, l.box.Name, first, writer(first), ErrForeign, l.box.Name))
 		case owner != l.topology.ID:
-			errs = append(errs, fmt.Errorf("%s on %s belongs to deployment %q and this is %q: it %w. Nothing was changed [FTP603]",
-				f.Path, l.box.Name, owner, l.topology.ID, ErrForeign))
+			errs = append(errs, l.anothers(f, owner))
 		}
 	}
 	if i := l.box.Image; i != nil && l.facts.OS.Family != i.OSFamily {
@@ -363,6 +364,12 @@ func (l *hostLook) refuse() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// anothers is the error of a file that bears another deployment's mark.
+func (l *hostLook) anothers(f proxy.File, owner string) error {
+	return fmt.Errorf("%s on %s belongs to deployment %q and this is %q: it %w. Nothing was changed [FTP603]",
+		f.Path, l.box.Name, owner, l.topology.ID, ErrForeign)
 }
 
 // writer names who wrote a file, by its first line, as far as that can be told.
@@ -777,6 +784,9 @@ func (l *hostLook) removal() []plan.Change {
 		if !s.Exists || s.Pristine {
 			continue
 		}
+		if _, ours := proxy.Owner(s.Content); s.Content != nil && !ours {
+			continue
+		}
 		all = append(all, l.undo(f.Path, plan.Delete, "bears our mark", s.SHA256, func(ctx context.Context, h *remote.Host, _ func(string)) error {
 			return h.Restore(ctx, l.root+f.Path, l.kept(f.Path))
 		}))
@@ -796,13 +806,7 @@ func (l *hostLook) removal() []plan.Change {
 		}
 	}
 	all = append(all, l.unguard()...)
-	var there []string
-	for _, p := range l.packages() {
-		if l.facts.Packages[p.Name].Version != "" && slices.Contains(installed, p.Name) {
-			there = append(there, p.Name)
-		}
-	}
-	if len(there) > 0 {
+	if there := l.ourPackages(); len(there) > 0 {
 		all = append(all, l.undo("packages", plan.Delete, "we installed them: "+strings.Join(there, ", "), strings.Join(there, " "),
 			func(ctx context.Context, h *remote.Host, _ func(string)) error {
 				return h.Uninstall(ctx, l.facts.OS.Family, there...)
@@ -814,6 +818,18 @@ func (l *hostLook) removal() []plan.Change {
 		}))
 	}
 	return all
+}
+
+// ourPackages are those that we installed and that are there.
+func (l *hostLook) ourPackages() []string {
+	installed := l.lines(installedAt)
+	var there []string
+	for _, p := range l.packages() {
+		if l.facts.Packages[p.Name].Version != "" && slices.Contains(installed, p.Name) {
+			there = append(there, p.Name)
+		}
+	}
+	return there
 }
 
 // marked tells whether stateDir is there.

@@ -225,6 +225,12 @@ func TestHostRefusesWhatIsNotOurs(t *testing.T) {
 			before := p.Snapshot()
 			for _, goal := range []plan.Goal{plan.Present, plan.Absent} {
 				changes, err := p.Plan(t.Context(), goal)
+				if _, marked := proxy.Owner([]byte(test.content)); goal == plan.Absent && !marked {
+					if err != nil || len(changes) > 0 {
+						t.Errorf("got %v and %d changes: destroy leaves alone what is not ours", err, len(changes))
+					}
+					continue
+				}
 				if !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), test.want) || len(changes) > 0 {
 					t.Errorf("got %v and %d changes, want ErrForeign with %q", err, len(changes), test.want)
 				}
@@ -396,11 +402,11 @@ func TestHostMinVersion(t *testing.T) {
 	}
 	s := frontendPair()
 	l := &hostLook{hostStep: s, facts: &remote.Facts{Packages: map[string]remote.PackageState{"haproxy": {Version: "2.0.33-1"}}}}
-	if err := l.refuse(); err == nil || !strings.Contains(err.Error(), "package haproxy on haproxy-a is 2.0.33-1, and min_version is 2.2") {
+	if err := l.refuse(plan.Present); err == nil || !strings.Contains(err.Error(), "package haproxy on haproxy-a is 2.0.33-1, and min_version is 2.2") {
 		t.Errorf("got %v", err)
 	}
 	l.facts.Packages["haproxy"] = remote.PackageState{Candidate: "2.0.33-1"}
-	if err := l.refuse(); err == nil || !strings.Contains(err.Error(), "would be 2.0.33-1") {
+	if err := l.refuse(plan.Present); err == nil || !strings.Contains(err.Error(), "would be 2.0.33-1") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -30,13 +30,14 @@ type ForeignError struct {
 	Owner    string   // another deployment's ID, or ""
 	Ours     string   // this deployment's ID
 	Managers []string // who wrote its fields
+	Service  string   // that has it in the blueprint
 }
 
 func (e *ForeignError) Error() string {
 	if e.Owner != "" {
 		return fmt.Sprintf("%s belongs to deployment %q, this is %q: deployments do not share objects; use another name or namespace, or destroy the other one first [FTP603]", e.Object, e.Owner, e.Ours)
 	}
-	return fmt.Sprintf("%s is there and was not made by ftpdeploy (managed by %s): use another name or namespace, or delete it", e.Object, strings.Join(e.Managers, ", "))
+	return fmt.Sprintf("%s is there and was not made by ftpdeploy (managed by %s): take it over with ftpdeploy adopt ftp_service.%s, use another name or namespace, or delete it", e.Object, strings.Join(e.Managers, ", "), e.Service)
 }
 
 // kubernetes is the step of one FTP service: namespace, account, claims,
@@ -45,22 +46,27 @@ type kubernetes struct {
 	workload
 	wanted     func() (*manifests, error) // made once: the account's checksum takes a tenth of a second
 	client     func(context.Context) (*kube.Client, error)
-	deleteData []string // claims that Absent deletes although they are kept: volume NAME or SERVICE/NAME
+	deleteData []string // claims that are deleted although they are kept: volume NAME or SERVICE/NAME
+	after      []string
 }
 
-func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string) plan.Step {
+// newKubernetes makes the step "kubernetes/NAME"; after are the steps that give
+// back NodePorts that it needs.
+func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string, after ...string) plan.Step {
 	w := workload{t, s}
-	return &kubernetes{w, sync.OnceValues(w.manifests), client, deleteData}
+	return &kubernetes{w, sync.OnceValues(w.manifests), client, deleteData, after}
 }
 
 func (k *kubernetes) Name() string { return "kubernetes/" + k.service.Name }
 
-// After names the service that answers for the namespace, where that is another one.
+// After names the service that answers for the namespace, where that is another
+// one, and those that give back NodePorts.
 func (k *kubernetes) After() []string {
+	after := slices.Clone(k.after)
 	if first := k.firstInNamespace(); first != k.service {
-		return []string{"kubernetes/" + first.Name}
+		after = append(after, "kubernetes/"+first.Name)
 	}
-	return nil
+	return after
 }
 
 // neighbours are the services of the blueprint that have objects in the
@@ -95,8 +101,13 @@ func (k *kubernetes) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, e
 	} else {
 		changes, err = k.absent(ctx, c)
 	}
-	// What is not needed is not asked for: rights are looked at when there is
-	// something to do, or when the server refused.
+	return k.allowed(ctx, c, changes, err)
+}
+
+// allowed holds the account's rights against what a plan needs. What is not
+// needed is not asked for: rights are looked at when there is something to do, or
+// when the server refused.
+func (k *kubernetes) allowed(ctx context.Context, c *kube.Client, changes []plan.Change, err error) ([]plan.Change, error) {
 	if errors.Is(err, kube.ErrForbidden) || err == nil && len(changes) > 0 {
 		namespace := kube.Ref{Kind: "Namespace", Name: k.service.Namespace}.String()
 		own := slices.ContainsFunc(changes, func(c plan.Change) bool { return c.Target == namespace })
@@ -190,7 +201,7 @@ func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change
 		if slices.ContainsFunc(m.objects, func(o kube.Object) bool { return o.Ref() == l.Ref }) || k.keeps(l) {
 			continue
 		}
-		stale := k.deletion(c, l, "not in the blueprint any more")
+		stale := k.deletion(c, l, notWanted)
 		if stale.Undo, err = k.again(ctx, c, l); err != nil {
 			return nil, err
 		}
@@ -515,13 +526,9 @@ func (k *kubernetes) checkOwner(l *kube.Live) error {
 	service, labelled := l.Labels[serviceLabel]
 	switch {
 	case !k.mine(l):
-		e := &ForeignError{Object: l.Ref, Owner: l.Labels[deploymentLabel], Ours: k.topology.ID}
-		for _, m := range l.Managers {
-			if !slices.Contains(e.Managers, m.Name) {
-				e.Managers = append(e.Managers, m.Name)
-			}
+		return &ForeignError{
+			Object: l.Ref, Owner: l.Labels[deploymentLabel], Ours: k.topology.ID, Managers: managers(l), Service: k.service.Name,
 		}
-		return e
 	case labelled && service != k.service.Name:
 		return fmt.Errorf("%s belongs to ftp_service %q of this deployment: give service or volume another name", l.Ref, service)
 	}
@@ -535,7 +542,7 @@ func (k *kubernetes) checkHolders(held map[int]kube.Holder) error {
 	var taken []string
 	for _, p := range k.ports() {
 		h, ok := held[p.node]
-		if !ok || h.Namespace == s.Namespace && (h.Name == s.Name || k.stale(h.Labels)) {
+		if !ok || h.Namespace == s.Namespace && h.Name == s.Name || k.givenBack(h) {
 			continue
 		}
 		taken = append(taken, fmt.Sprintf("NodePort %d is taken by %s. [FTP502]", p.node, h))
@@ -591,7 +598,19 @@ func (k *kubernetes) checkStorage(ctx context.Context, c *kube.Client, live []*k
 func (k *kubernetes) heldByStale(held map[int]kube.Holder) bool {
 	return slices.ContainsFunc(k.ports(), func(p servicePort) bool {
 		h, ok := held[p.node]
-		return ok && h.Namespace == k.service.Namespace && k.stale(h.Labels)
+		return ok && k.givenBack(h)
+	})
+}
+
+// givenBack tells whether the holder of a NodePort goes in this run, before the
+// port is asked for: by this step, or by that of a namespace where the blueprint
+// has no service any more.
+func (k *kubernetes) givenBack(h kube.Holder) bool {
+	if h.Namespace == k.service.Namespace {
+		return k.stale(h.Labels)
+	}
+	return h.Labels[deploymentLabel] == k.topology.ID && !slices.ContainsFunc(k.topology.Services, func(s *blueprints.Service) bool {
+		return s.Server == "vsftpd" && s.Cluster == k.service.Cluster && s.Namespace == h.Namespace
 	})
 }
 
@@ -606,7 +625,7 @@ func (k *kubernetes) stale(labels map[string]string) bool {
 // these labels: it is this service's, or stale and this step is the first in the
 // namespace.
 func (k *kubernetes) clears(labels map[string]string) bool {
-	return labels[deploymentLabel] == k.topology.ID && labels[serviceLabel] == k.service.Name ||
+	return k.service.Name != "" && labels[deploymentLabel] == k.topology.ID && labels[serviceLabel] == k.service.Name ||
 		k.stale(labels) && k.firstInNamespace() == k.service
 }
 
@@ -709,6 +728,12 @@ func (k *kubernetes) absent(ctx context.Context, c *kube.Client) ([]plan.Change,
 	slices.SortStableFunc(ours, func(a, b *kube.Live) int {
 		return slices.Index(deletionOrder, a.Kind) - slices.Index(deletionOrder, b.Kind)
 	})
+	return k.removal(ctx, c, namespace, ours, "destroy")
+}
+
+// removal plans the end of objects but of the claims that are kept, and of their
+// namespace if we made it and nothing else is in it.
+func (k *kubernetes) removal(ctx context.Context, c *kube.Client, namespace *kube.Live, ours []*kube.Live, why string) ([]plan.Change, error) {
 	var changes []plan.Change
 	kept := false
 	for _, l := range ours {
@@ -716,7 +741,7 @@ func (k *kubernetes) absent(ctx context.Context, c *kube.Client) ([]plan.Change,
 			kept = true
 			continue
 		}
-		changes = append(changes, k.deletion(c, l, "destroy"))
+		changes = append(changes, k.deletion(c, l, why))
 	}
 	if kept || namespace.Deleting || !k.mine(namespace) || k.firstInNamespace() != k.service {
 		return changes, nil
@@ -725,7 +750,7 @@ func (k *kubernetes) absent(ctx context.Context, c *kube.Client) ([]plan.Change,
 	if err != nil || others != "" {
 		return changes, err
 	}
-	return append(changes, k.deletion(c, namespace, "destroy; nothing else is in it")), nil
+	return append(changes, k.deletion(c, namespace, why+"; nothing else is in it")), nil
 }
 
 // names are what the service's objects are called.

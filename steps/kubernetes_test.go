@@ -79,6 +79,9 @@ func TestKubernetes(t *testing.T) {
 		"former":           testFormer,
 		"label taken away": testLabelTakenAway,
 		"lock":             testLock,
+		"removed":          testRemovedNamespace,
+		"removed, blind":   testRemovedForbidden,
+		"adopt":            testAdopt,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, c) })
 	}

@@ -23,7 +23,9 @@ import (
 type Options struct {
 	Kubeconfig string   // instead of the blueprint's, "" = the blueprint's
 	Context    string   // likewise
-	DeleteData []string // names of volumes whose data goes with Goal Absent although the blueprint keeps it
+	DeleteData []string // names of volumes whose data goes although the blueprint keeps it
+	SitesDown  []string // names of sites whose boxes are neither looked at nor changed; see CheckSitesDown
+	Replace    []string // boxes that are made anew; see Replaced
 	// Env answers for HOME, SSH_AUTH_SOCK and KUBECONFIG.
 	Env     func(string) (string, bool)
 	Drain   string // instead of rollout.drain: wait, deadline or cut; "" = the blueprint's
@@ -46,6 +48,9 @@ type Live struct {
 	clusters map[*blueprints.Cluster]*connection[*kube.Client]
 
 	steps []*hostStep // of the last List
+	notes []string    // likewise
+
+	doomed map[*blueprints.Box]string // by box: the VM that goes, to be made anew
 
 	mu       sync.Mutex
 	observed []Observation
@@ -97,7 +102,7 @@ func Open(t *blueprints.Topology, o Options) *Live {
 	}
 	for _, b := range t.Boxes {
 		l.hosts[b] = &connection[*remote.Host]{}
-		if b.Created() {
+		if b.Created() && !l.down(b) {
 			l.vcenters[b.Site.VCenter] = &connection[*vsphere.Client]{}
 		}
 	}
@@ -216,7 +221,7 @@ func advised(b *blueprints.Box, err error) error {
 			"it then publishes them to vCenter, and the next plan says how to accept them", err)
 	case errors.Is(err, remote.ErrUnreachable):
 		return fmt.Errorf("%w. vCenter says that it is on: look at its console. "+
-			"If it is lost, delete the VM in vCenter: the next apply makes it anew", err)
+			"If it is lost: ftpdeploy apply --replace lb.%s makes it anew", err, b.Name)
 	}
 	return err
 }
@@ -236,6 +241,9 @@ func (l *Live) identify(ctx context.Context, b *blueprints.Box) (remote.Config, 
 	}
 	if err != nil {
 		return remote.Config{}, err
+	}
+	if vm.ID == l.doomed[b] {
+		return remote.Config{}, ErrAbsent
 	}
 	if !vm.On {
 		return remote.Config{}, darkError("the machine is off")

@@ -83,13 +83,13 @@ func TestBootIsWaitedForByTheNextRun(t *testing.T) {
 
 // What can be done about a machine that cannot be entered stands in the error.
 func TestAdviceOnAMachineThatCannotBeEntered(t *testing.T) {
-	ours, theirs := &blueprints.Box{Site: &blueprints.Site{}}, &blueprints.Box{}
+	ours, theirs := &blueprints.Box{Name: "haproxy-a", Site: &blueprints.Site{}}, &blueprints.Box{}
 	for _, tt := range []struct {
 		box  *blueprints.Box
 		err  error
 		says string
 	}{
-		{ours, remote.ErrUnreachable, "delete the VM"},
+		{ours, remote.ErrUnreachable, "apply --replace lb.haproxy-a"},
 		{ours, remote.ErrHostKey, "Nothing was sent"},
 		{ours, remote.ErrAuth, ""},
 		{theirs, remote.ErrUnreachable, ""},

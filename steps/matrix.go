@@ -60,6 +60,9 @@ func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
 		// Each session takes a passive port while it listens, and clients want some too.
 		slots := make(chan struct{}, min(pathSessions, max(1, s.PassivePorts()/2)))
 		for _, b := range s.VIP.Group.Boxes {
+			if l.down(b) {
+				continue
+			}
 			h, err := l.host(ctx, b)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("enter lb %q: %w", b.Name, err))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
@@ -50,11 +51,29 @@ func groupPlacements(t *blueprints.Topology, g *blueprints.Group) []vsphere.Plac
 		if !ok {
 			n = len(all)
 			at[b.Site.Cluster] = n
-			all = append(all, vsphere.Placement{Deployment: t.ID, Name: g.Name, Cluster: b.Site.Cluster, AntiAffinity: g.AntiAffinity})
+			p := vsphere.Placement{Deployment: t.ID, Name: g.Name, Cluster: b.Site.Cluster, AntiAffinity: g.AntiAffinity}
+			if known := placedIn(t, b.Site); known[0] == g.Name {
+				p.Known = known
+			}
+			all = append(all, p)
 		}
 		all[n].Members = append(all[n].Members, vsphere.Member{Name: b.Name, HostGroup: b.Site.HostGroup})
 	}
 	return all
+}
+
+// placedIn are the names of the groups with VMs in a site's cluster, in the order
+// of the blueprint: the first answers for the rules of groups that are no more.
+func placedIn(t *blueprints.Topology, site *blueprints.Site) []string {
+	var names []string
+	for _, g := range t.Groups {
+		if slices.ContainsFunc(g.Boxes, func(b *blueprints.Box) bool {
+			return b.Created() && b.Site.VCenter == site.VCenter && b.Site.Cluster == site.Cluster
+		}) {
+			names = append(names, g.Name)
+		}
+	}
+	return names
 }
 
 // Name implements plan.Step.

@@ -15,13 +15,15 @@ import (
 // its SSH host keys pinned.
 type powerStep struct {
 	machine
-	box  *blueprints.Box
-	made bool // by this run: what undoes that undoes all of this step
+	box   *blueprints.Box
+	after []string
+	made  bool // by this run: what undoes that undoes all of this step
 }
 
-// newPower makes the step "power/NAME" of a box that ftpdeploy makes.
-func newPower(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory) plan.Step {
-	return &powerStep{machine: machine{t, client, first}, box: box}
+// newPower makes the step "power/NAME" of a box that ftpdeploy makes; after are
+// the steps that place it and that free its addresses.
+func newPower(t *blueprints.Topology, box *blueprints.Box, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) plan.Step {
+	return &powerStep{machine: machine{t, client, first}, box: box, after: after}
 }
 
 // Name implements plan.Step.
@@ -29,13 +31,7 @@ func (s *powerStep) Name() string { return "power/" + s.box.Name }
 
 // After implements plan.Step.
 func (s *powerStep) After() []string {
-	after := []string{"vm/" + s.box.Name}
-	for _, g := range s.topology.Groups {
-		if slices.Contains(g.Boxes, s.box) {
-			after = append(after, "placement/"+g.Name)
-		}
-	}
-	return after
+	return append(slices.Clone(s.after), "vm/"+s.box.Name)
 }
 
 // Plan implements plan.Step. With goal Absent there is nothing to do: the VM

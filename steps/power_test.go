@@ -14,12 +14,12 @@ import (
 func TestPowerConverges(t *testing.T) {
 	p := newPair(t)
 	reaches(t, newVM(p.topology, dark(p.topology.Boxes[0]), p.client, nil), plan.Present)
-	s := newPower(p.topology, p.topology.Boxes[0], p.client, nil)
+	s := newPower(p.topology, p.topology.Boxes[0], p.client, nil, "placement/ftp")
 	reaches(t, s, plan.Present, p.writes)
 	if changes := planOnly(t, s, plan.Absent, p.writes); len(changes) != 0 {
 		t.Errorf("the VM's own step removes it, this one wants %+v", changes)
 	}
-	if after := s.After(); !slices.Equal(after, []string{"vm/haproxy-a", "placement/ftp"}) {
+	if after := s.After(); !slices.Equal(after, []string{"placement/ftp", "vm/haproxy-a"}) {
 		t.Errorf("comes after %v", after)
 	}
 }

@@ -20,6 +20,8 @@ type SmokeOptions struct {
 	Names []string // the blocks to run; nil = all
 	// Holder finds the box that holds a VIP now; nil = nobody does.
 	Holder func(context.Context, *blueprints.VIP) (*blueprints.Box, error)
+	// Down tells of a box that it is neither asked nor proven; nil = none is.
+	Down func(*blueprints.Box) bool
 	// DialFrom opens the way out of the machine that a block's "from" names. It is
 	// not called for a block without one: that is run from here.
 	DialFrom func(context.Context, *blueprints.SSH) (ftp.DialFunc, error)
@@ -153,7 +155,7 @@ func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *b
 	}
 	var results []SmokeResult
 	for _, box := range s.Standby.Boxes {
-		if box == holder {
+		if box == holder || o.Down != nil && o.Down(box) {
 			continue
 		}
 		own, ok := proxy.Direct(t, box, s.Service)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +33,20 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		return nil, err
 	}
 	t := l.topology
-	var list []plan.Step
+	var rest []string // the steps after which goes what nothing takes the place of
+	for _, h := range seen.hosts {
+		rest = append(rest, h.Name())
+	}
+	for _, s := range t.Services {
+		if s.Server == "vsftpd" {
+			rest = append(rest, "kubernetes/"+s.Name)
+		}
+	}
+	list, last, err := l.removals(seen.left, rest)
+	if err != nil {
+		return nil, err
+	}
+	l.notes = slices.Concat(l.LeftOut(), seen.left.notes)
 	var made []*blueprints.Box // the boxes that ftpdeploy makes, in the order in which they may go down
 	for _, h := range seen.hosts {
 		if h.box.Created() {
@@ -51,6 +65,11 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 		inventory := seen.inventories[b.Site.VCenter]
 		vm := newVM(t, h, l.vcenterOf(b), inventory, after...)
+		if vm.doomed = l.doomed[b]; vm.doomed != "" {
+			for _, peer := range h.peers { // it may get the VIP
+				peer.moves = true
+			}
+		}
 		if there, err := inventory.VM(t.ID, b.Name); err == nil && there != nil {
 			standing = vm.Name()
 			if e, err := inventory.Edit(there, vmSpec(t, b)); err == nil && e != nil && (e.Off || e.Cuts) && len(h.start.vips) > 0 {
@@ -63,13 +82,24 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		list = append(list, vm)
 	}
 	for _, g := range t.Groups {
-		if i := slices.IndexFunc(g.Boxes, (*blueprints.Box).Created); i >= 0 {
+		if i := slices.IndexFunc(g.Boxes, (*blueprints.Box).Created); i >= 0 && l.whole(g) {
 			b := g.Boxes[i]
-			list = append(list, newPlacement(t, g, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+			list = append(list, newPlacement(t, g, l.vcenterOf(b), l.without(b.Site.VCenter, seen.inventories[b.Site.VCenter])))
 		}
 	}
 	for _, b := range made {
-		list = append(list, newPower(t, b, l.vcenterOf(b), seen.inventories[b.Site.VCenter]))
+		var after []string
+		for _, g := range t.Groups {
+			if slices.Contains(g.Boxes, b) && l.whole(g) {
+				after = append(after, "placement/"+g.Name)
+			}
+		}
+		for _, vm := range seen.left.vms {
+			if l.successor(vm) == b {
+				after = append(after, "removed/"+vm.name)
+			}
+		}
+		list = append(list, newPower(t, b, l.vcenterOf(b), l.without(b.Site.VCenter, seen.inventories[b.Site.VCenter]), after...))
 	}
 	l.steps = seen.hosts
 	for _, h := range seen.hosts {
@@ -77,17 +107,29 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		list = append(list, h)
 	}
 	for _, s := range t.Services {
-		if s.Server == "vsftpd" {
-			list = append(list, newKubernetes(t, s, l.clusterOf(s.Cluster), l.options.DeleteData))
+		if s.Server != "vsftpd" {
+			continue
 		}
+		var after []string
+		for _, p := range seen.left.places {
+			if p.blocks(t, s) {
+				after = append(after, newRemovedNamespace(l, p.cluster, p.namespace).Name())
+			}
+		}
+		list = append(list, newKubernetes(t, s, l.clusterOf(s.Cluster), l.options.DeleteData, after...))
 	}
-	return list, nil
+	return append(list, last...), nil
 }
+
+// Notes say, line by line, what the last List did not look at, and what is kept
+// although the blueprint does not have it any more.
+func (l *Live) Notes() []string { return l.notes }
 
 // sighting is what was observed at the start of a run.
 type sighting struct {
 	inventories map[*blueprints.VCenter]*vsphere.Inventory
 	hosts       []*hostStep // in the order in which the boxes may be changed
+	left        leftovers
 }
 
 func (l *Live) observe(ctx context.Context, goal plan.Goal) (*sighting, error) {
@@ -96,24 +138,41 @@ func (l *Live) observe(ctx context.Context, goal plan.Goal) (*sighting, error) {
 	// The look at a target writes its result into a variable of its own.
 	var looks []func(context.Context) error
 	inventories := make([]*vsphere.Inventory, 0, len(l.vcenters))
+	vms, unreached := make([][]leftVM, len(l.vcenters)), make([]error, len(l.vcenters))
 	var centers []*blueprints.VCenter
 	for v := range l.vcenters {
 		i := len(inventories)
 		inventories, centers = append(inventories, nil), append(centers, v)
 		looks = append(looks, func(ctx context.Context) error {
-			return l.timed("vcenter."+v.Name, "vcenter", func() (remote.Stats, error) {
+			unreached[i] = l.timed("vcenter."+v.Name, "vcenter", func() (remote.Stats, error) {
 				c, err := l.vcenter(ctx, v)
 				if err != nil {
 					return remote.Stats{}, err
 				}
-				inventories[i], err = observeVCenter(ctx, c, l.topology, v)
-				return remote.Stats{}, err
+				return remote.Stats{}, together(ctx, []func(context.Context) error{
+					func(ctx context.Context) (err error) {
+						inventories[i], err = l.observeVCenter(ctx, c, v)
+						return err
+					},
+					func(ctx context.Context) (err error) {
+						vms[i], err = l.leftVMs(ctx, v)
+						return err
+					},
+				})
 			})
+			return unreached[i]
 		})
 	}
 	nodes := make([][]netip.Addr, len(l.topology.Clusters))
+	places, notes := make([][]leftPlace, len(l.topology.Clusters)), make([][]string, len(l.topology.Clusters))
 	enters := slices.ContainsFunc(l.topology.Boxes, func(b *blueprints.Box) bool { return entered(b, goal) })
 	for i, c := range l.topology.Clusters {
+		if l.asked(c) {
+			looks = append(looks, func(ctx context.Context) (err error) {
+				places[i], notes[i], err = l.leftPlaces(ctx, c)
+				return err
+			})
+		}
 		if nodes[i] = c.Workers; c.WorkerSelector == "" || !enters {
 			continue
 		}
@@ -126,16 +185,35 @@ func (l *Live) observe(ctx context.Context, goal plan.Goal) (*sighting, error) {
 		})
 	}
 	if err := together(ctx, looks); err != nil {
-		return nil, err
+		failed := map[*blueprints.Box]error{}
+		for _, b := range l.topology.Boxes {
+			if b.Created() && !l.down(b) {
+				failed[b] = unreached[slices.Index(centers, b.Site.VCenter)]
+			}
+		}
+		return nil, siteAdvice(l.topology, failed, err)
 	}
 	for i, v := range centers {
 		seen.inventories[v] = inventories[i]
 	}
+	if err := l.doom(seen.inventories); err != nil {
+		return nil, err
+	}
 	for i, c := range l.topology.Clusters {
 		workers[c] = nodes[i]
 	}
+	seen.left = leftovers{slices.Concat(vms...), slices.Concat(places...), slices.Concat(notes...)}
+	slices.SortFunc(seen.left.vms, func(a, b leftVM) int { return strings.Compare(a.name, b.name) })
 	l.expectBoots(seen)
 	return seen, l.observeHosts(ctx, goal, seen, workers)
+}
+
+// asked tells whether a cluster is talked to at all: one whose workers are fixed,
+// with servers of others behind them, is not.
+func (l *Live) asked(c *blueprints.Cluster) bool {
+	return c.WorkerSelector != "" || slices.ContainsFunc(l.topology.Services, func(s *blueprints.Service) bool {
+		return s.Server == "vsftpd" && s.Cluster == c
+	})
 }
 
 // entered tells whether goal needs a look into a box. One that ftpdeploy made
@@ -147,7 +225,7 @@ func entered(b *blueprints.Box, goal plan.Goal) bool { return goal == plan.Prese
 // by its own step.
 func (l *Live) expectBoots(seen *sighting) {
 	for _, b := range l.topology.Boxes {
-		if !b.Created() {
+		if !b.Created() || l.down(b) {
 			continue
 		}
 		vm, err := seen.inventories[b.Site.VCenter].VM(l.topology.ID, b.Name)
@@ -196,24 +274,36 @@ func (l *Live) workers(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr
 func (l *Live) observeHosts(ctx context.Context, goal plan.Goal, seen *sighting, workers map[*blueprints.Cluster][]netip.Addr) error {
 	var looks []func(context.Context) error
 	seen.hosts = l.hostSteps(workers)
+	unreached := make([]error, len(l.topology.Boxes))
 	for _, h := range seen.hosts {
 		if entered(h.box, goal) {
-			looks = append(looks, func(ctx context.Context) error { return l.observeHost(ctx, h) })
+			looks = append(looks, func(ctx context.Context) error {
+				err := l.observeHost(ctx, h)
+				unreached[slices.Index(l.topology.Boxes, h.box)] = err
+				return err
+			})
 		}
 	}
 	if err := together(ctx, looks); err != nil {
-		return err
+		failed := map[*blueprints.Box]error{}
+		for i, b := range l.topology.Boxes {
+			failed[b] = unreached[i]
+		}
+		return siteAdvice(l.topology, failed, err)
 	}
-	standbyFirst(seen.hosts)
+	standbyFirst(seen.hosts, l.doomed)
 	return nil
 }
 
-// hostSteps are the steps of all boxes, in the order of the blueprint.
+// hostSteps are the steps of all boxes that are looked at, in the order of the blueprint.
 func (l *Live) hostSteps(workers map[*blueprints.Cluster][]netip.Addr) []*hostStep {
 	var all []*hostStep
 	for _, g := range l.topology.Groups {
 		var members []*hostStep
 		for _, b := range g.Boxes {
+			if l.down(b) {
+				continue
+			}
 			files := func(context.Context) ([]proxy.File, error) { return proxy.Files(l.topology, g, b, workers) }
 			var after []string
 			if b.Created() {
@@ -256,9 +346,13 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 
 // standbyFirst puts the boxes that hold a VIP behind the others, in the list. The
 // boxes of a group act one after the other in this order, but on the first day, when
-// none holds anything.
-func standbyFirst(hosts []*hostStep) {
-	holds := func(h *hostStep) bool { return len(h.start.vips) > 0 }
+// none holds anything. One that is made anew is not looked into: it is taken for the
+// holder where no other is.
+func standbyFirst(hosts []*hostStep, doomed map[*blueprints.Box]string) {
+	holds := func(h *hostStep) bool {
+		return len(h.start.vips) > 0 || doomed[h.box] != "" &&
+			!slices.ContainsFunc(h.peers, func(peer *hostStep) bool { return len(peer.start.vips) > 0 })
+	}
 	slices.SortStableFunc(hosts, func(a, b *hostStep) int {
 		switch {
 		case holds(a) == holds(b):
@@ -300,9 +394,9 @@ func (l *Live) clusterOf(c *blueprints.Cluster) func(context.Context) (*kube.Cli
 }
 
 // Smoke runs the smoke blocks, names only or all, each tried again for
-// o.Settle; see SmokeOptions. Holder and DialFrom are provided.
+// o.Settle; see SmokeOptions. Holder, Down and DialFrom are provided.
 func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
-	o.Holder = l.holder
+	o.Holder, o.Down = l.holder, l.down
 	o.DialFrom = func(ctx context.Context, s *blueprints.SSH) (ftp.DialFunc, error) {
 		h, err := remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
 		if err != nil {
@@ -328,6 +422,9 @@ func (l *Live) holder(ctx context.Context, v *blueprints.VIP) (*blueprints.Box, 
 	holds := make([]bool, len(v.Group.Boxes))
 	var looks []func(context.Context) error
 	for i, b := range v.Group.Boxes {
+		if l.down(b) {
+			continue
+		}
 		looks = append(looks, func(ctx context.Context) error {
 			h, err := l.host(ctx, b)
 			if err != nil {

@@ -44,18 +44,21 @@ func (m *machine) observe(ctx context.Context, specs []vsphere.Spec, placements 
 }
 
 // observeVCenter takes the snapshot that the steps of one vCenter share.
-func observeVCenter(ctx context.Context, c *vsphere.Client, t *blueprints.Topology, vcenter *blueprints.VCenter) (*vsphere.Inventory, error) {
+func (l *Live) observeVCenter(ctx context.Context, c *vsphere.Client, vcenter *blueprints.VCenter) (*vsphere.Inventory, error) {
+	t := l.topology
 	var specs []vsphere.Spec
 	for _, b := range t.Boxes {
-		if b.Created() && b.Site.VCenter == vcenter {
-			specs = append(specs, vmSpec(t, b))
+		if b.Created() && b.Site.VCenter == vcenter && !l.down(b) {
+			spec := vmSpec(t, b)
+			spec.Anew = slices.Contains(l.options.Replace, "lb."+b.Name)
+			specs = append(specs, spec)
 		}
 	}
 	var placements []vsphere.Placement
 	for _, g := range t.Groups {
 		if home, err := groupVCenter(g); err != nil {
 			return nil, err
-		} else if home == vcenter {
+		} else if home == vcenter && l.whole(g) {
 			placements = append(placements, groupPlacements(t, g)...)
 		}
 	}
@@ -82,16 +85,17 @@ func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
 // its guest is told.
 type vmStep struct {
 	machine
-	box   *blueprints.Box
-	host  *hostStep
-	after []string
+	box    *blueprints.Box
+	host   *hostStep
+	after  []string
+	doomed string // ID of the VM that is made anew, "" = none is
 }
 
 // newVM makes the step "vm/NAME" of a box that ftpdeploy makes. Where VMs are
 // there already, a change of hardware may need them off: each then names in after
 // the step that brings the one before it back.
-func newVM(t *blueprints.Topology, host *hostStep, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) plan.Step {
-	return &vmStep{machine{t, client, first}, host.box, host, after}
+func newVM(t *blueprints.Topology, host *hostStep, client func(context.Context) (*vsphere.Client, error), first *vsphere.Inventory, after ...string) *vmStep {
+	return &vmStep{machine: machine{t, client, first}, box: host.box, host: host, after: after}
 }
 
 // Name implements plan.Step.
@@ -103,6 +107,7 @@ func (s *vmStep) After() []string { return s.after }
 // Plan implements plan.Step.
 func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error) {
 	spec := vmSpec(s.topology, s.box)
+	spec.Anew = s.doomed != ""
 	i, err := s.observe(ctx, []vsphere.Spec{spec}, nil)
 	if err != nil {
 		return nil, err
@@ -115,9 +120,12 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 		return nil, nil
 	case goal == plan.Absent:
 		return []plan.Change{s.destroy(spec)}, nil
-	case vm == nil:
+	case vm == nil, vm.ID == s.doomed:
 		if err := i.Ready(spec); err != nil {
 			return nil, err
+		}
+		if vm != nil {
+			return []plan.Change{s.replace(spec, vm)}, nil
 		}
 		return []plan.Change{s.create(spec)}, nil
 	}
@@ -196,7 +204,7 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 	case len(fields) == 1 && fields[0].Path == "name":
 		reason = "was renamed"
 	case told:
-		reason = "what the guest is told differs; it reads that when the VM is made anew"
+		reason = "what the guest is told differs; it reads that when the VM is made anew: --replace lb." + spec.Name
 	}
 	return plan.Change{
 		Action: plan.Update, Target: spec.Name, Reason: reason, Cause: cause, Effect: effect,

@@ -72,7 +72,7 @@ func newPair(t *testing.T) *pair {
 // steps are those of a run that begins now, with the snapshot that it takes.
 func (p *pair) steps(t *testing.T) []plan.Step {
 	t.Helper()
-	first, err := observeVCenter(t.Context(), p.calls, p.topology, p.topology.Boxes[0].Site.VCenter)
+	first, err := p.live().observeVCenter(t.Context(), p.calls, p.topology.Boxes[0].Site.VCenter)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func (p *pair) steps(t *testing.T) []plan.Step {
 	}
 	all = append(all, newPlacement(p.topology, p.group, p.client, first))
 	for _, b := range p.topology.Boxes {
-		all = append(all, newPower(p.topology, b, p.client, first))
+		all = append(all, newPower(p.topology, b, p.client, first, "placement/"+p.group.Name))
 	}
 	return all
 }

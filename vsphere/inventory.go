@@ -35,7 +35,7 @@ type Inventory struct {
 
 // Observe reads the VMs of specs and the rules of placements: their references
 // in parallel, then everything in one call. It reads what making a VM needs only
-// where that VM is not there. An object that is not there is no error here but
+// where that VM is not there, or is to be made anew. An object that is not there is no error here but
 // where it is needed.
 func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placement) (*Inventory, error) {
 	l := c.newLookup()
@@ -56,7 +56,7 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 	}
 	i := l.inventory
 	for _, s := range specs {
-		if i.vms[s.UUID()] != nil {
+		if i.vms[s.UUID()] != nil && !s.Anew {
 			continue
 		}
 		for _, o := range c.needs(s) {
@@ -73,7 +73,7 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 	var needed, used []thing // used: what making a VM or rules takes privileges on
 	incomplete := false
 	for _, s := range specs {
-		if i.vms[s.UUID()] != nil {
+		if i.vms[s.UUID()] != nil && !s.Anew {
 			needed = append(needed, c.networksOf(s)...)
 			continue
 		}
@@ -95,7 +95,7 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 		}
 	}
 	for _, s := range specs {
-		if _, known := i.items[s.LibraryItem]; known || s.LibraryItem == "" || i.vms[s.UUID()] != nil {
+		if _, known := i.items[s.LibraryItem]; known || s.LibraryItem == "" || i.vms[s.UUID()] != nil && !s.Anew {
 			continue
 		}
 		err := c.content(ctx, func(ctx context.Context, client *rest.Client) error {

@@ -23,6 +23,10 @@ type Placement struct {
 	// has three hosts or more, else where it can be done, so that one host that is
 	// down does not keep a VM from starting.
 	AntiAffinity bool
+	// Known are the names of all placements of the deployment in this cluster, this
+	// one among them, where it answers too for the rules and VM groups that are of
+	// none of them; nil = it does not.
+	Known []string
 }
 
 // Member is a VM of a Placement.
@@ -31,7 +35,20 @@ type Member struct {
 	HostGroup string // existing host group where it should run; "" = anywhere
 }
 
-func (p Placement) prefix() string { return "ftpdeploy." + p.Deployment + "." + p.Name + "." }
+func (p Placement) prefix() string { return p.prefixOf(p.Name) }
+
+func (p Placement) prefixOf(name string) string {
+	return "ftpdeploy." + p.Deployment + "." + name + "."
+}
+
+// owns tells whether the placement answers for the rule or VM group of that name.
+func (p Placement) owns(name string) bool {
+	if strings.HasPrefix(name, p.prefix()) {
+		return true
+	}
+	return p.Known != nil && strings.HasPrefix(name, "ftpdeploy."+p.Deployment+".") &&
+		!slices.ContainsFunc(p.Known, func(known string) bool { return strings.HasPrefix(name, p.prefixOf(known)) })
+}
 
 // Names lists the rules and VM groups that the placement consists of.
 func (p Placement) Names() []string {
@@ -181,13 +198,13 @@ func (i *Inventory) ruleWork(p Placement) (*ruleWork, error) {
 		case *types.ClusterHostGroup:
 			w.hostGroups = append(w.hostGroups, g.Name)
 		case *types.ClusterVmGroup:
-			if strings.HasPrefix(g.Name, p.prefix()) {
+			if p.owns(g.Name) {
 				w.groups[g.Name] = g
 			}
 		}
 	}
 	for _, r := range config.Rule {
-		if info := r.GetClusterRuleInfo(); strings.HasPrefix(info.Name, p.prefix()) {
+		if info := r.GetClusterRuleInfo(); p.owns(info.Name) {
 			w.ours[info.Name] = r
 		}
 	}

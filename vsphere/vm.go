@@ -39,6 +39,7 @@ const (
 type Spec struct {
 	Deployment string
 	Name       string
+	Anew       bool // it is there, and is to be made anew: what that takes is looked at too
 
 	// Where and from what it is made; a VM that is there is not moved. Paths are
 	// relative to the datacenter's folder of their kind.
@@ -83,6 +84,7 @@ func instanceUUID(deployment, name string) string {
 
 // VM is a machine of ours as it was when it was read.
 type VM struct {
+	ID         string    // that vCenter gave it: another one for a VM that is made anew
 	Name       string    // may have been renamed
 	On         bool      // suspended counts as off
 	Booted     time.Time // of its last power-on, by vCenter's clock; zero = not known
@@ -156,7 +158,7 @@ func newVM(deployment, name string, r ref, m *mo.VirtualMachine) (*VM, error) {
 		return nil, foreign(deployment, name, m)
 	}
 	vm := &VM{
-		Name: m.Name, On: m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn,
+		ID: r.Value, Name: m.Name, On: m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn,
 		HostKeys: splitKeys(extra[pinnedKeys]), Published: splitKeys(extra[PublishedHostKeys]),
 		reference: r, host: m.Runtime.Host, properties: m,
 	}
@@ -209,19 +211,28 @@ func extraConfig(m *mo.VirtualMachine) map[string]string {
 // foreign is the ErrForeign of a machine that stands where the VM should.
 func foreign(deployment, name string, m *mo.VirtualMachine) error {
 	extra := extraConfig(m)
-	marks := "it bears no mark of ftpdeploy"
+	marks, adopt := "it bears no mark of ftpdeploy", "take it over with ftpdeploy adopt lb."+name+", "
 	if extra[markDeployment] != "" || extra[markName] != "" {
+		adopt = ""
 		marks = fmt.Sprintf("its marks say deployment %q, name %q", extra[markDeployment], extra[markName])
 	}
 	id := ""
 	if m.Config != nil {
 		id = m.Config.InstanceUuid
 	}
-	return fmt.Errorf("VM %q (%s, instanceUuid %s): %w: %s, ours would say deployment %q, name %q with instanceUuid %s; rename or remove it, or choose another name [FTP603]",
-		m.Name, m.Self.Value, id, ErrForeign, marks, deployment, name, instanceUUID(deployment, name))
+	return fmt.Errorf("VM %q (%s, instanceUuid %s): %w: %s, ours would say deployment %q, name %q with instanceUuid %s; %srename or remove it, or choose another name [FTP603]",
+		m.Name, m.Self.Value, id, ErrForeign, marks, deployment, name, instanceUUID(deployment, name), adopt)
 }
 
-// Ready tells why the VM of spec, which is not there, cannot be made; nil means that it can.
+// Without is the inventory as it will be when a VM is gone.
+func (i *Inventory) Without(deployment, name string) *Inventory {
+	later := *i
+	later.vms = maps.Clone(i.vms)
+	later.vms[instanceUUID(deployment, name)] = nil
+	return &later
+}
+
+// Ready tells why the VM of spec, which is not there or goes, cannot be made; nil means that it can.
 // The error joins everything that is missing (ErrMissing), in the way
 // (ErrForeign) or not allowed (ErrDenied).
 func (i *Inventory) Ready(spec Spec) error {
@@ -241,7 +252,7 @@ func (i *Inventory) Ready(spec Spec) error {
 			}
 		}
 	}
-	if r := i.refs[c.vmPath(spec)]; r != nil {
+	if r := i.refs[c.vmPath(spec)]; r != nil && (!spec.Anew || *r != deref(i.vms[spec.UUID()])) {
 		if m := i.machines[*r]; m != nil {
 			errs = append(errs, foreign(spec.Deployment, spec.Name, m))
 		} else {

@@ -604,6 +604,19 @@ func TestRules(t *testing.T) {
 		t.Errorf("a host group that is not there: %v", err)
 	}
 
+	// The one that answers for all takes away what is of no placement any more, and leaves what is of another.
+	group := &types.ClusterVmGroup{ClusterGroupInfo: types.ClusterGroupInfo{Name: "ftpdeploy." + deployment + ".other.x", UserCreated: types.NewBool(true)}}
+	s.EditRules(t, &types.ClusterConfigSpecEx{GroupSpec: []types.ClusterGroupSpec{{ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: "add"}, Info: group}}})
+	p.Known = []string{p.Name, "other"}
+	if e := rules(); e != nil {
+		t.Errorf("another placement's group is taken for stale: %v", e.Differences)
+	}
+	p.Known = []string{p.Name}
+	if e := rules(); e == nil || len(e.Differences) != 1 || e.Differences[0].Path != "VM group "+group.Name {
+		t.Fatalf("differs: %+v", e)
+	}
+	apply(rules())
+
 	e, err := observe(t, c, nil, p).NoRules(p)
 	if err != nil || e == nil {
 		t.Fatal(e, err)

@@ -25,6 +25,7 @@ const settleBound = 30 * time.Second
 func (a *app) applyCommand() *cobra.Command {
 	var yes, noVerify, acceptFaults bool
 	var wait time.Duration
+	var wishes choices
 	var g guard
 	c := &cobra.Command{
 		Use: "apply [FILE]", Short: "Plan, ask, make exactly the planned changes, and prove the result",
@@ -36,8 +37,10 @@ needed make them, without a question. The blueprint and its variables must be th
 		Args:        cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var saved *planFile
-			var data []string
 			if len(args) > 0 {
+				if text := wishes.words(); text != "" {
+					return &exitError{64, fmt.Errorf("%s goes with plan --out: a saved plan is applied as it is", strings.Fields(text)[0])}
+				}
 				var err error
 				if saved, err = g.read(args[0]); err != nil {
 					return err
@@ -45,12 +48,12 @@ needed make them, without a question. The blueprint and its variables must be th
 				if a.drain != "" {
 					return &exitError{64, errors.New("--drain goes with plan --out: a saved plan is applied as it is")}
 				}
-				data, a.drain = saved.DeleteData, saved.Drain
+				wishes, a.drain = saved.choices, saved.Drain
 			}
 			if err := a.checkRollout(cmd.Flags()); err != nil {
 				return err
 			}
-			d, err := a.open(data)
+			d, err := a.open(wishes)
 			if err != nil {
 				return err
 			}
@@ -84,6 +87,9 @@ needed make them, without a question. The blueprint and its variables must be th
 	f.BoolVar(&acceptFaults, "accept-baseline-faults", false, "do not fail for a smoke test that failed before the first change too")
 	f.StringVar(&a.onFailure, "on-failure", "", "`what` is done with a change that fails: rollback or halt (default: the blueprint's)")
 	f.DurationVar(&a.confirmWithin, "confirm-within", 0, "`bound` after which a box that is not proven goes back by itself (default: the blueprint's)")
+	wishes.flagDeleteData(f)
+	wishes.flagSitesDown(f)
+	wishes.flagReplace(f)
 	return c
 }
 
@@ -155,14 +161,14 @@ func (d *deployment) keepTranscripts(results []steps.SmokeResult) {
 func (a *app) destroyCommand() *cobra.Command {
 	var yes bool
 	var wait time.Duration
-	var data []string
+	var wishes choices
 	var g guard
 	c := &cobra.Command{
 		Use: "destroy", Short: "Remove what this deployment owns; user data stays unless named",
 		Example:     "  ftpdeploy destroy\n  ftpdeploy destroy --delete-data home",
 		Annotations: map[string]string{"events": "yes", "changes": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := a.open(data)
+			d, err := a.open(wishes)
 			if err != nil {
 				return err
 			}
@@ -179,7 +185,7 @@ func (a *app) destroyCommand() *cobra.Command {
 	g.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
-	c.Flags().StringArrayVar(&data, "delete-data", nil, "delete the data of this volume `name` too, although the blueprint keeps it")
+	wishes.flagDeleteData(c.Flags())
 	return c
 }
 

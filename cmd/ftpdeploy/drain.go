@@ -60,7 +60,7 @@ func (a *app) operation(use, short, long, example, question string, list func(*s
 			a.list = func(live *steps.Live, _ context.Context, _ plan.Goal) ([]plan.Step, error) {
 				return list(live, args[0])
 			}
-			d, err := a.open(nil)
+			d, err := a.open(choices{})
 			if err != nil {
 				return err
 			}

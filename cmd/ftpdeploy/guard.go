@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/steps"
 )
@@ -18,6 +20,51 @@ type guard struct {
 	deny  []string
 	allow []string
 	scope plan.Scope
+}
+
+// choices are what a person asks for beside the blueprint. A saved plan keeps them.
+type choices struct {
+	DeleteData []string `json:"delete_data,omitempty"` // volumes whose data goes although it would be kept
+	SitesDown  []string `json:"sites_down,omitempty"`  // sites that are left out
+	Replace    []string `json:"replace,omitempty"`     // boxes that are made anew
+}
+
+func (c *choices) flagDeleteData(f *pflag.FlagSet) {
+	f.StringArrayVar(&c.DeleteData, "delete-data", nil, "delete the data of this volume `name` too, which would be kept")
+}
+
+func (c *choices) flagSitesDown(f *pflag.FlagSet) {
+	f.StringSliceVar(&c.SitesDown, "site-down", nil, "leave out the boxes of this `site`, which is lost")
+}
+
+func (c *choices) flagReplace(f *pflag.FlagSet) {
+	f.StringSliceVar(&c.Replace, "replace", nil, "delete this box, such as `lb.NAME`, and make it anew")
+}
+
+// words are the choices as a command line gives them.
+func (c *choices) words() string {
+	var b strings.Builder
+	for _, name := range c.DeleteData {
+		b.WriteString(" --delete-data " + name)
+	}
+	for _, name := range c.SitesDown {
+		b.WriteString(" --site-down " + name)
+	}
+	for _, name := range c.Replace {
+		b.WriteString(" --replace " + name)
+	}
+	return b.String()
+}
+
+// check holds the choices to what the blueprint has.
+func (c *choices) check(t *blueprints.Topology) error {
+	if err := steps.CheckSitesDown(t, c.SitesDown); err != nil {
+		return &exitError{64, err}
+	}
+	if _, err := steps.Replaced(t, c.Replace); err != nil {
+		return &exitError{64, err}
+	}
+	return nil
 }
 
 // deniable are the effects and actions that --deny knows.

@@ -261,7 +261,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
-		a.destroyCommand(), a.verifyCommand(), a.drainCommand(), a.resumeCommand(), a.versionCommand(),
+		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.drainCommand(), a.resumeCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs

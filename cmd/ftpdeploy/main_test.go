@@ -254,3 +254,25 @@ func TestHumanViewOnATerminalLeavesNoStatusLine(t *testing.T) {
 		t.Errorf("stdout has %q", out.String())
 	}
 }
+
+// A test that could not be made is no fault of the service.
+func TestVerdict(t *testing.T) {
+	passed := steps.SmokeResult{Address: "203.0.113.15:21"}
+	failed := steps.SmokeResult{Address: "203.0.113.15:21", Err: fmt.Errorf("refused (who holds it cannot be told: %w)", remote.ErrHostKey)}
+	unasked := steps.SmokeResult{Err: fmt.Errorf("find the box that holds vip: %w", remote.ErrHostKey)}
+	torn := steps.SmokeResult{Err: errors.New("the service is not at the box's own address")}
+	for name, tt := range map[string]struct {
+		results []steps.SmokeResult
+		code    int
+	}{
+		"a transfer fails":       {[]steps.SmokeResult{passed, failed}, 7},
+		"nobody can be asked":    {[]steps.SmokeResult{passed, unasked}, 9},
+		"both":                   {[]steps.SmokeResult{unasked, failed}, 7},
+		"another reason":         {[]steps.SmokeResult{torn}, 7},
+		"ended before the first": {nil, 7},
+	} {
+		if code := exitCode(verdict(tt.results), false); code != tt.code {
+			t.Errorf("%s: exit code %d, want %d", name, code, tt.code)
+		}
+	}
+}

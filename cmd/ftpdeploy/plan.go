@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ import (
 func (a *app) planCommand() *cobra.Command {
 	var destroy, detailed bool
 	var out string
-	var data []string
+	var wishes choices
 	var g guard
 	c := &cobra.Command{
 		Use: "plan", Short: "Show what apply would do, and why; change nothing",
@@ -27,10 +28,13 @@ func (a *app) planCommand() *cobra.Command {
 			goal := plan.Present
 			if destroy {
 				goal = plan.Absent
+				if len(wishes.SitesDown)+len(wishes.Replace) > 0 {
+					return &exitError{64, errors.New("--site-down and --replace do not go with --destroy")}
+				}
 			}
 			ctx, cancel := a.cancelOnStop(cmd.Context())
 			defer cancel()
-			d, err := a.open(data)
+			d, err := a.open(wishes)
 			if err != nil {
 				return err
 			}
@@ -62,7 +66,9 @@ func (a *app) planCommand() *cobra.Command {
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit 2 when changes are pending, 0 when there are none")
 	a.drainFlag(c)
 	c.Flags().StringVar(&out, "out", "", "save the plan in a `file`, for show and apply")
-	c.Flags().StringArrayVar(&data, "delete-data", nil, "with --destroy: delete the data of this volume `name` too, although the blueprint keeps it")
+	wishes.flagDeleteData(c.Flags())
+	wishes.flagSitesDown(c.Flags())
+	wishes.flagReplace(c.Flags())
 	return c
 }
 
@@ -93,6 +99,7 @@ func next(f *planFile, file string) string {
 		for _, name := range f.Scope.Skip {
 			command += " --skip " + name
 		}
+		command += f.words()
 	}
 	if lacking != nil {
 		command += " --allow " + strings.Join(lacking, ",")
@@ -117,23 +124,27 @@ type deployment struct {
 	broken   []string                     // smoke blocks that failed before the first change
 	worked   map[string]*blueprints.Smoke // those that passed, as they did
 	guard    guard
-	data     []string // volumes whose data goes although the blueprint keeps it
+	choices
 }
 
 // open loads the blueprint; connections are made when they are needed.
-func (a *app) open(deleteData []string) (*deployment, error) {
+func (a *app) open(c choices) (*deployment, error) {
 	if a.drain != "" && !slices.Contains(drainModes, a.drain) {
 		return nil, &exitError{64, fmt.Errorf("--drain %s: want wait, deadline or cut", a.drain)}
 	}
 	t, err := a.load()
+	if err == nil {
+		err = c.check(t)
+	}
 	if err != nil {
 		return nil, err
 	}
 	live := steps.Open(t, steps.Options{
-		Kubeconfig: a.kubeconfig, Context: a.context, DeleteData: deleteData, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
+		Kubeconfig: a.kubeconfig, Context: a.context, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
+		DeleteData: c.DeleteData, SitesDown: c.SitesDown, Replace: c.Replace,
 		Waiting: func(text string) { a.emit(event{level: "info", msg: text, data: progress{}}) },
 	})
-	return &deployment{app: a, topology: t, live: live, data: deleteData}, nil
+	return &deployment{app: a, topology: t, live: live, choices: c}, nil
 }
 
 // close ends the connections. The run is over: what they answer changes nothing.
@@ -158,8 +169,8 @@ func (d *deployment) plan(ctx context.Context, goal plan.Goal) (*plan.Plan, *pla
 	return p, f, nil
 }
 
-// look observes the targets and makes the plan; its second result is what --only
-// and --skip did to it.
+// look observes the targets and makes the plan; its second result is, in lines,
+// what was not looked at or is kept, and what --only and --skip did.
 func (d *deployment) look(ctx context.Context, goal plan.Goal) (*plan.Plan, []string, error) {
 	if err := d.guard.check(); err != nil {
 		return nil, nil, err
@@ -176,7 +187,7 @@ func (d *deployment) look(ctx context.Context, goal plan.Goal) (*plan.Plan, []st
 		return nil, nil, err
 	}
 	scoped, err := d.narrow(p)
-	return p, scoped, err
+	return p, slices.Concat(d.live.Notes(), scoped), err
 }
 
 // evidence keeps what the clusters say of a failure.
@@ -218,8 +229,8 @@ func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration)
 	}
 	f := &planFile{
 		Format: planFormat, Ftpdeploy: version(), Made: d.now().UTC(), Deployment: d.topology.ID, Blueprint: blueprint,
-		Scope: d.guard.scope, DeleteData: d.data, Drain: d.drain, Allowed: d.guard.allow,
-		Scoped: scoped, Plan: p.Save(), Needs: steps.Dangers(d.topology, p),
+		Scope: d.guard.scope, choices: d.choices, Drain: d.drain, Allowed: d.guard.allow,
+		Scoped: scoped, Plan: p.Save(), Needs: steps.Dangers(d.topology, p, d.SitesDown),
 		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds()),
 	}
 	f.Digest = f.Plan.Digest()

@@ -28,13 +28,13 @@ type planFile struct {
 	Deployment string        `json:"deployment"`
 	Blueprint  blueprintMark `json:"blueprint"`
 	Scope      plan.Scope    `json:"scope"`
-	DeleteData []string      `json:"delete_data,omitempty"`
 	Drain      string        `json:"drain,omitempty"` // --drain
 	Allowed    []string      `json:"allowed,omitempty"`
+	choices
 
 	Head     string         `json:"head"` // what was looked at, in words
 	Observed []observed     `json:"observed"`
-	Scoped   []string       `json:"scoped,omitempty"` // what the scope took in and left out, in words
+	Scoped   []string       `json:"scoped,omitempty"` // what was not looked at, is kept, taken in or left out, in words
 	Plan     *plan.Saved    `json:"plan"`
 	Needs    []steps.Danger `json:"needs_allow,omitempty"`
 	Next     string         `json:"next,omitempty"`

@@ -18,6 +18,7 @@ import (
 func (a *app) verifyCommand() *cobra.Command {
 	var names, reports []string
 	var matrix bool
+	var wishes choices
 	c := &cobra.Command{
 		Use: "verify", Short: "Prove the service with real passive-FTP transfers",
 		Long: `Run the smoke blocks: real transfers through the VIP and, where the blueprint says so, through
@@ -33,11 +34,14 @@ every worker, by listings that change nothing.`,
 			}
 			ctx, cancel := a.cancelOnStop(cmd.Context())
 			defer cancel()
-			d, err := a.open(nil)
+			d, err := a.open(wishes)
 			if err != nil {
 				return err
 			}
 			defer d.close()
+			for _, line := range d.live.LeftOut() {
+				d.emit(event{level: "warn", msg: line, data: note{}})
+			}
 			var v verdicts
 			v.smokes, err = d.verify(ctx, names, 0)
 			if matrix && ctx.Err() == nil && (err == nil || errors.Is(err, errFault)) {
@@ -51,6 +55,7 @@ every worker, by listings that change nothing.`,
 	c.Flags().BoolVar(&matrix, "matrix", false, "prove every passive port from every box to every worker too")
 	c.Flags().StringArrayVar(&reports, "report", nil, "write the result as junit=`FILE` or prometheus=FILE (textfile collector) too")
 	c.Flags().StringArrayVar(&names, "name", nil, "only the smoke block of this `name`")
+	wishes.flagSitesDown(c.Flags())
 	return c
 }
 
@@ -72,11 +77,30 @@ func (d *deployment) verify(ctx context.Context, names []string, settle time.Dur
 	case ctx.Err() != nil:
 		return results, context.Cause(ctx)
 	case err != nil:
-		return results, errFault
+		return results, verdict(results)
 	case len(results) == 0:
 		d.emit(event{level: "warn", msg: "NOT VERIFIED: the blueprint has no smoke block, nobody knows whether a transfer works.", data: note{}})
 	}
 	return results, nil
+}
+
+// errUnasked says that a box could not be asked, which has been shown.
+var errUnasked = &exitError{9, errors.New("a box cannot be asked who holds the VIP: see above for why")}
+
+// verdict tells a transfer that fails from a test that could not be made, because
+// a box is out of reach or is not the one that is trusted.
+func verdict(results []steps.SmokeResult) error {
+	unasked := false
+	for _, r := range results {
+		if r.Err != nil && (r.Address != "" || !slices.ContainsFunc(unreachable, func(u error) bool { return errors.Is(r.Err, u) })) {
+			return errFault
+		}
+		unasked = unasked || r.Err != nil
+	}
+	if unasked {
+		return errUnasked
+	}
+	return errFault
 }
 
 // notYet tells of a smoke test that is tried again: when its fault is another

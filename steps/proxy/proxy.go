@@ -149,6 +149,16 @@ func Owner(content []byte) (deployment string, ok bool) {
 	return deployment, deployment != ""
 }
 
+// Mark is content with the mark of a deployment's box, where Owner looks for it.
+func Mark(t *blueprints.Topology, b *blueprints.Box, content []byte) []byte {
+	first, rest := "", string(content)
+	if strings.HasPrefix(rest, "#!") {
+		line, after, _ := strings.Cut(rest, "\n")
+		first, rest = line+"\n", after
+	}
+	return []byte(first + (&render{topology: t, box: b}).header() + rest)
+}
+
 // render is what the files of one box are made from.
 type render struct {
 	topology *blueprints.Topology
