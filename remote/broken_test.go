@@ -167,6 +167,9 @@ func TestUploadIsCut(t *testing.T) {
 // TestGenerationIsAskedForAgain loses the answers of Arm and of Confirm.
 func TestGenerationIsAskedForAgain(t *testing.T) {
 	g := startGenerations(t)
+	c := config(g.Server)
+	c.Lock = g.Dir // what the cut leaves behind is waited for
+	g.Host = enter(t, c)
 	g.Token = "one"
 	again := func(do func(*Host) error) {
 		t.Helper()
@@ -174,7 +177,7 @@ func TestGenerationIsAskedForAgain(t *testing.T) {
 		if err := do(g.Host); !errors.Is(err, ErrBroken) {
 			t.Fatalf("%v, want ErrBroken", err)
 		}
-		g.Host = enter(t, config(g.Server))
+		g.Host = enter(t, c)
 		if err := do(g.Host); err != nil {
 			t.Fatalf("asked again: %v", err)
 		}

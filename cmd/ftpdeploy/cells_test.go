@@ -152,7 +152,7 @@ func interrupt(ctx context.Context, s syscall.Signal, arrived <-chan struct{}) e
 	case <-time.After(10 * time.Second):
 		return errors.New("the signal did not arrive within 10 s")
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
