@@ -34,6 +34,8 @@ var causes = []struct {
 	{target: `(\S+):(?:drain|resume)`, must: []string{"$1 directory /var/lib/ftpdeploy"}, may: []string{"$1 job keepalived.service restart"}},
 	{target: `(\S+):serves`},
 	{target: `(\S+):(/\S+)`, must: []string{"$1 file $2", "$1 directory DIR($2)"}},
+	{target: `(\S+):(?:drain|resume)`, may: []string{"$1 directory /var/lib/ftpdeploy", "$1 job keepalived.service restart"}},
+	{target: `(\S+):serves`},
 	{target: `(\S+):sysctl (\S+)`, must: []string{"$1 setting $2"}},
 	{
 		target: `(\S+):haproxy.service`, effect: "reload",
@@ -51,6 +53,7 @@ var causes = []struct {
 		must: []string{"vcenter: ShutdownGuest $1", "vcenter: ReconfigVM_Task $1", "vcenter: PowerOnVM_Task $1", "$1 boot"},
 	},
 	{target: `(\S+):rules`, must: []string{"vcenter: ReconfigureComputeResource_Task $1"}},
+	{target: `image \S+`, must: []string{"kubernetes: patch deployments ftp/vsftpd.image", "kubernetes: delete deployments ftp/vsftpd.image"}},
 	{target: `Namespace (\S+)`, must: []string{"kubernetes: patch namespaces $1"}},
 	{target: `Secret (\S+)`, must: []string{"kubernetes: VERB secrets $1"}},
 	{target: `PersistentVolumeClaim (\S+)`, must: []string{"kubernetes: VERB persistentvolumeclaims $1"}},
