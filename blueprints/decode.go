@@ -44,7 +44,7 @@ var schema = map[string]spec{
 	}},
 	"vip":     {label: true, args: "lb_group! address! network! prefix virtual_router! advert_interval preempt transport probe garp_refresh"},
 	"cluster": {label: true, args: "kubeconfig context workers worker_selector node_ports node_address_type"},
-	"ftp_service": {label: true, args: "cluster! vip! namespace! create_namespace server image pull_policy replicas node_selector " +
+	"ftp_service": {label: true, args: "cluster! vip! namespace! create_namespace server image live_settings pull_policy replicas node_selector " +
 		"tolerations banner max_clients max_per_ip idle_session data_connection", blocks: map[string]spec{
 		"control":   {min: 1, max: 1, args: "port node_port!"},
 		"passive":   {min: 1, max: 1, args: "ports! node_port_first! same_source_ip"},
@@ -576,6 +576,7 @@ func (l *loader) service(b *block) {
 		CreateNamespace: b.bool("create_namespace", true),
 		Server:          b.word("server", "vsftpd", "external"),
 		Image:           take(b, "image", textType, "", parsed(parseImage)),
+		LiveSettings:    b.bool("live_settings", false),
 		PullPolicy:      b.word("pull_policy", "IfNotPresent", "Always", "Never"),
 		Replicas:        b.int("replicas", 1, 1, 1000),
 		ControlPort:     control.int("port", 21, 1, 65535),

@@ -131,6 +131,7 @@ func TestEverything(t *testing.T) {
 		{"address type", main.Cluster.NodeAddressType, "ExternalIP"},
 		{"selector", elsewhere.Cluster.WorkerSelector, "role=worker"},
 		{"create namespace", main.CreateNamespace, false},
+		{"live settings", main.LiveSettings, true},
 		{"pull policy", main.PullPolicy, "Always"},
 		{"node selector", main.NodeSelector, map[string]string{"disk": "ssd"}},
 		{"tolerations", main.Tolerations, []Toleration{{Key: "ftp", Operator: "Exists"}, {Key: "a", Value: "b", Effect: "NoSchedule"}}},

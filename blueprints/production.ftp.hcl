@@ -210,6 +210,9 @@ ftp_service "vsftpd" {
   image       = "registry.example/ftp/vsftpd@sha256:7f0c1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7"
   pull_policy = "IfNotPresent"
 
+  # the image is built from image/vsftpd: it takes a new password, range or limit without a restart
+  live_settings = true
+
   control {
     port      = 21
     node_port = 30021

@@ -241,6 +241,7 @@ type Service struct {
 	CreateNamespace bool
 	Server          string // vsftpd | external
 	Image           string
+	LiveSettings    bool   // the image takes account and settings from files, and their changes without a restart
 	PullPolicy      string // IfNotPresent | Always | Never
 	Replicas        int
 	ControlPort     int

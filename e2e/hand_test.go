@@ -44,7 +44,7 @@ func hand(act string, args []string) int {
 			_, err := vcenter(ctx)
 			return err
 		},
-		"probe": probe, "sessions": sessions,
+		"probe": probe, "sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
 		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
 		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
 		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),
@@ -369,6 +369,22 @@ func podEnv(ctx context.Context, args []string) error {
 				fmt.Println(e.Value)
 			}
 		}
+	}
+	return nil
+}
+
+// podAddress prints the address of vsftpd's pod and its node.
+func podAddress(ctx context.Context, _ []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	list, err := c.CoreV1().Pods("ftp").List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})
+	if err != nil {
+		return err
+	}
+	for _, p := range list.Items {
+		fmt.Println(p.Status.PodIP, p.Spec.NodeName)
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package remote
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -69,4 +71,28 @@ func (h *Host) firewall(ctx context.Context, verb string, rules []FirewallRule) 
 		return fmt.Errorf("%s rules of firewalld: %w", verb, err)
 	}
 	return nil
+}
+
+// Peers returns the addresses to which the machine has TCP connections at a port,
+// each once.
+func (h *Host) Peers(ctx context.Context, port int) ([]netip.Addr, error) {
+	out, err := h.Run(ctx, fmt.Sprintf("ss -Htn state established 'dport = :%d'", port), nil)
+	if err != nil {
+		return nil, fmt.Errorf("look for connections to port %d: %w", port, err)
+	}
+	var all []netip.Addr
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 {
+			return nil, fmt.Errorf("look for connections to port %d: ss says %q", port, line)
+		}
+		peer, err := netip.ParseAddrPort(fields[3])
+		if err != nil {
+			return nil, fmt.Errorf("look for connections to port %d: %w", port, err)
+		}
+		if a := peer.Addr().Unmap(); !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all, nil
 }

@@ -92,7 +92,8 @@ func objectDangers(kind string, deltas []kube.Delta) []string {
 	var all []string
 	for _, d := range deltas {
 		switch {
-		case kind == "Deployment" && strings.Contains(d.Path, `[name="PASV_ADDRESS"]`) && d.Before != "":
+		case (kind == "Deployment" && strings.Contains(d.Path, `[name="PASV_ADDRESS"]`) || kind == "ConfigMap" && d.Path == "data.PASV_ADDRESS") &&
+			d.Before != "" && d.After != "": // not where the setting only moves to another object
 			all = append(all, VIPChange)
 		case kind == "Service" && strings.HasPrefix(d.Path, "spec.ports[") && d.After == "" && strings.Contains(d.Before, `"name":"passive-`):
 			all = append(all, ShrinkRange)

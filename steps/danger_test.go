@@ -131,6 +131,7 @@ func TestWhole(t *testing.T) {
 	passive := plan.Change{Action: plan.Update, Target: "Deployment ftp/vsftpd", Detail: plan.Diff{
 		Fields: []plan.Field{{Path: `spec.template.spec.containers[name="vsftpd"].env[name="PASV_MAX_PORT"].value`}},
 	}}
+	live := plan.Change{Action: plan.Update, Target: "ConfigMap ftp/vsftpd-settings", Detail: plan.Diff{Fields: []plan.Field{{Path: "data.PASV_MAX_PORT"}}}}
 	image := passive
 	image.Detail.Fields = []plan.Field{{Path: `spec.template.spec.containers[name="vsftpd"].image`}}
 	binds := servers
@@ -146,6 +147,7 @@ func TestWhole(t *testing.T) {
 		"ports without servers":     {ports, servers, "host/haproxy-a", `leaving out host/haproxy-a would leave HAProxy on haproxy-a and ftp_service "vsftpd" with different ports`},
 		"servers without ports":     {ports, servers, "kubernetes/vsftpd", "leaving out kubernetes/vsftpd would leave HAProxy on haproxy-a"},
 		"a range without binds":     {passive, binds, "host/haproxy-a", "FTP207"},
+		"a live range":              {live, binds, "host/haproxy-a", "FTP207"},
 		"binds without their range": {passive, binds, "kubernetes/vsftpd", "FTP207"},
 		"an image":                  {image, binds, "kubernetes/vsftpd", ""},
 		"a label":                   {label, servers, "kubernetes/vsftpd", ""},
@@ -235,4 +237,24 @@ func testSavedSecrets(t *testing.T, c *cluster) {
 	hold(plan.Present)
 	hold(plan.Absent)
 	f.apply(plan.Absent)
+}
+
+// A VIP that the server announces is dangerous to change, wherever the setting
+// stands, and not when it only moves there.
+func TestObjectDangers(t *testing.T) {
+	const env = `spec.template.spec.containers[name="vsftpd"].env[name="PASV_ADDRESS"]`
+	for name, tt := range map[string]struct {
+		kind  string
+		delta kube.Delta
+		want  []string
+	}{
+		"in the environment":         {"Deployment", kube.Delta{Path: env + ".value", Before: "203.0.113.15", After: "203.0.113.16"}, []string{VIPChange}},
+		"in a file":                  {"ConfigMap", kube.Delta{Path: "data.PASV_ADDRESS", Before: "203.0.113.15", After: "203.0.113.16"}, []string{VIPChange}},
+		"from environment to a file": {"Deployment", kube.Delta{Path: env, Before: `{"name":"PASV_ADDRESS","value":"203.0.113.15"}`}, nil},
+		"another setting":            {"ConfigMap", kube.Delta{Path: "data.BANNER", Before: "a", After: "b"}, nil},
+	} {
+		if got := objectDangers(tt.kind, []kube.Delta{tt.delta}); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: needs %q, want %q", name, got, tt.want)
+		}
+	}
 }

@@ -1,12 +1,14 @@
 package steps
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -128,6 +130,9 @@ func (s *hostStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, err
 	case err != nil:
 		return nil, err
 	}
+	if err := s.keepLeaving(ctx, files, facts); err != nil {
+		return nil, err
+	}
 	look := &hostLook{hostStep: s, files: files, facts: facts}
 	if err := look.refuse(goal); err != nil {
 		return nil, err
@@ -160,6 +165,42 @@ func (s *hostStep) files(ctx context.Context) ([]proxy.File, error) {
 	}
 	sysctl := proxy.File{Path: sysctlPath, Mode: 0o644, Content: []byte(text.String())}
 	return append([]proxy.File{sysctl}, files...), nil
+}
+
+// keepLeaving has haproxy.cfg go on with the workers that leave it, for the sessions
+// that came through them (see proxy.KeepLeaving). Which of those that left earlier
+// are in use is asked only when the file changes anyway: such a line is no reason
+// for a reload, and harmless.
+func (s *hostStep) keepLeaving(ctx context.Context, files []proxy.File, facts *remote.Facts) error {
+	i := slices.IndexFunc(files, func(f proxy.File) bool { return f.Path == proxy.HAProxyPath })
+	live := facts.Files[s.root+proxy.HAProxyPath].Content
+	if owner, _ := proxy.Owner(live); i < 0 || owner != s.topology.ID {
+		return nil
+	}
+	want := files[i].Content
+	files[i].Content = proxy.KeepLeaving(live, want, func(string) bool { return true })
+	if !proxy.HasLeft(live) || bytes.Equal(files[i].Content, live) {
+		return nil
+	}
+	h, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	var used []netip.Addr
+	for _, service := range s.topology.Services {
+		if service.VIP.Group != s.group {
+			continue
+		}
+		peers, err := h.Peers(ctx, service.ControlNodePort)
+		if err != nil {
+			return err
+		}
+		used = append(used, peers...)
+	}
+	files[i].Content = proxy.KeepLeaving(live, want, func(worker string) bool {
+		return slices.ContainsFunc(used, func(a netip.Addr) bool { return a.String() == worker })
+	})
+	return nil
 }
 
 // settings are the kernel settings, all 1, by which a standby binds a VIP that it

@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -461,5 +462,45 @@ func TestHostFirewall(t *testing.T) {
 				t.Errorf("got %+v, %v, want %d openings", c.Detail.Fields, err, test.fields)
 			}
 		})
+	}
+}
+
+// TestHostKeepsLeavingWorkers holds that a worker that leaves stays for its
+// sessions, that this is silent afterwards, and that the box is asked who is in
+// use only when the file changes anyway.
+func TestHostKeepsLeavingWorkers(t *testing.T) {
+	s := frontendPair()
+	cluster := &blueprints.Cluster{Name: "tkg", Workers: []netip.Addr{netip.MustParseAddr("10.20.0.21"), netip.MustParseAddr("10.20.0.22")}}
+	s.topology.Services[0].Cluster = cluster
+	config := func() []proxy.File {
+		t.Helper()
+		files, err := proxy.Files(s.topology, s.group, s.box, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	asked := errors.New("asked")
+	s.connect = func(context.Context) (*remote.Host, error) { return nil, asked }
+	keep := func(live []byte) ([]byte, error) {
+		files := config()
+		err := s.keepLeaving(t.Context(), files, &remote.Facts{Files: map[string]remote.FileState{proxy.HAProxyPath: {Exists: true, Content: live}}})
+		return files[1].Content, err
+	}
+	two := config()[1].Content
+	cluster.Workers = cluster.Workers[:1]
+	left, err := keep(two)
+	if err != nil || !proxy.HasLeft(left) {
+		t.Fatalf("%v, and the worker that leaves is not kept:\n%s", err, left)
+	}
+	if again, err := keep(left); err != nil || !bytes.Equal(again, left) {
+		t.Errorf("%v, and not silent:\n%s", err, again)
+	}
+	s.group.HAProxy.MaxSessions = 99
+	if _, err := keep(left); !errors.Is(err, asked) {
+		t.Errorf("the file changes and the box is not asked: %v", err)
+	}
+	if again, err := keep(bytes.Replace(left, []byte("deployment=lab"), []byte("deployment=other"), 1)); err != nil || proxy.HasLeft(again) {
+		t.Errorf("%v, and kept of a file that is not ours:\n%s", err, again)
 	}
 }

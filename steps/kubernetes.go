@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,6 +24,10 @@ const rolloutWait = 5 * time.Minute
 
 // servingPod is what the wait for a pod that is being replaced leads to.
 const servingPod = "serving"
+
+// takenWait bounds the wait until a pod has taken its settings: a kubelet that
+// does not listen looks by itself within two minutes.
+const takenWait = 3 * time.Minute
 
 // ForeignError says that an object of our name is not ours.
 type ForeignError struct {
@@ -50,8 +55,8 @@ type kubernetes struct {
 	after      []string
 }
 
-// newKubernetes makes the step "kubernetes/NAME"; after are the steps that give
-// back NodePorts that it needs.
+// newKubernetes makes the step "kubernetes/NAME"; after are the steps that come
+// first: those that give back NodePorts that it needs, and boxes.
 func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string, after ...string) plan.Step {
 	w := workload{t, s}
 	return &kubernetes{w, sync.OnceValues(w.manifests), client, deleteData, after}
@@ -60,7 +65,7 @@ func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(co
 func (k *kubernetes) Name() string { return "kubernetes/" + k.service.Name }
 
 // After names the service that answers for the namespace, where that is another
-// one, and those that give back NodePorts.
+// one, and what else comes first.
 func (k *kubernetes) After() []string {
 	after := slices.Clone(k.after)
 	if first := k.firstInNamespace(); first != k.service {
@@ -130,6 +135,9 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 		{Verb: "get", Resource: "pods/log", Namespace: ns},
 		{Verb: "list", Resource: "events", Namespace: ns},
 	}
+	if k.service.LiveSettings {
+		rights = append(rights, kube.Right{Verb: "patch", Resource: "pods", Namespace: ns})
+	}
 	rights = append(rights, k.lockRights()...)
 	if k.service.Cluster.WorkerSelector != "" {
 		rights = append(rights, kube.Right{Verb: "list", Resource: "nodes"})
@@ -142,7 +150,7 @@ func (k *kubernetes) rights(namespace bool) []kube.Right {
 		}
 	}
 	for _, verb := range []string{"get", "list", "create", "patch", "delete"} {
-		for _, resource := range []string{"secrets", "persistentvolumeclaims", "services"} {
+		for _, resource := range []string{"secrets", "configmaps", "persistentvolumeclaims", "services"} {
 			rights = append(rights, kube.Right{Verb: verb, Resource: resource, Namespace: ns})
 		}
 		rights = append(rights, kube.Right{Verb: verb, Group: "apps", Resource: "deployments", Namespace: ns})
@@ -338,6 +346,9 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 		Action: plan.Update, Target: live.Ref.String(), Reason: reason(p.Deltas), Cause: k.cause(live.Ref, p.Deltas), Effect: plan.NoEffect,
 		From: p.Fingerprint(), Want: want, Do: k.unmoved(c, o, p.Fingerprint(), k.applying(c, o)), Needs: objectDangers(live.Kind, p.Deltas),
 	}
+	if k.revision(o) != "" {
+		change.Effect = plan.Reload
+	}
 	var taken []kube.Delta
 	for _, d := range p.Deltas {
 		change.Detail.Fields = append(change.Detail.Fields, plan.Field{Path: d.Path, Before: d.Before, After: d.After})
@@ -409,7 +420,8 @@ func (k *kubernetes) unmoved(c *kube.Client, o kube.Object, from string, act fun
 	}
 }
 
-// applying writes an object and, where it is a Deployment, waits until it serves.
+// applying writes an object and waits until it is in force: a Deployment until it
+// serves, live settings until its pod has taken them.
 func (k *kubernetes) applying(c *kube.Client, o kube.Object) func(context.Context, func(string)) error {
 	return func(ctx context.Context, report func(string)) error {
 		// By force: what others set of the fields that we own was shown as drift.
@@ -417,11 +429,31 @@ func (k *kubernetes) applying(c *kube.Client, o kube.Object) func(context.Contex
 			return err
 		}
 		r := o.Ref()
-		if r.Kind != "Deployment" {
-			return nil
+		if r.Kind == "Deployment" {
+			return k.await(ctx, c, r.Name, report)
 		}
-		return k.await(ctx, c, r.Name, report)
+		if revision := k.revision(o); revision != "" {
+			return c.WaitTaken(ctx, k.service.Namespace, k.service.Name, kube.Taken{
+				Volume: settingsVolume, Annotation: requestMark, Revision: revision,
+			}, takenWait, report)
+		}
+		return nil
 	}
+}
+
+// revision is what the pod's log says when it has taken an object's settings; ""
+// for an object that it takes none from while it runs.
+func (k *kubernetes) revision(o kube.Object) string {
+	data, _ := o["data"].(map[string]any)
+	if revision, ok := data[settingsRevision].(string); ok {
+		return "settings=" + revision
+	}
+	if revision, ok := data[accountRevision].(string); ok {
+		if text, err := base64.StdEncoding.DecodeString(revision); err == nil {
+			return "account=" + string(text)
+		}
+	}
+	return ""
 }
 
 // await waits until a Deployment serves.
@@ -630,7 +662,7 @@ func (k *kubernetes) clears(labels map[string]string) bool {
 }
 
 // deletionOrder is the order in which objects can go: what is used goes last.
-var deletionOrder = []string{"Service", "Deployment", "PersistentVolumeClaim", "Secret"}
+var deletionOrder = []string{"Service", "Deployment", "PersistentVolumeClaim", "Secret", "ConfigMap"}
 
 // owned lists the objects that this step answers for, in deletionOrder.
 func (k *kubernetes) owned(ctx context.Context, c *kube.Client) ([]*kube.Live, error) {
@@ -760,7 +792,11 @@ func (k *kubernetes) names() []kube.Ref {
 	for _, v := range k.service.Volumes {
 		names = append(names, kube.Ref{Kind: "PersistentVolumeClaim", Namespace: ns, Name: k.claimName(v)})
 	}
-	return append(names, kube.Ref{Kind: "Secret", Namespace: ns, Name: k.accountName()})
+	names = append(names, kube.Ref{Kind: "Secret", Namespace: ns, Name: k.accountName()})
+	if k.service.LiveSettings {
+		names = append(names, kube.Ref{Kind: "ConfigMap", Namespace: ns, Name: k.settingsName()})
+	}
+	return names
 }
 
 // inhabitants are the kinds in which work or data live: while there is one of

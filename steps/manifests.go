@@ -2,9 +2,11 @@ package steps
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +24,17 @@ const (
 	volumeLabel     = "ftpdeploy.dev/volume"     // volume "NAME", on its claim
 	keepAnnotation  = "ftpdeploy.dev/keep"       // "true" on a claim that destroy leaves
 	secretChecksum  = "ftpdeploy.dev/secret-checksum"
+	requestMark     = "ftpdeploy.dev/settings-request" // on a pod: changes when it is to look at its settings
+)
+
+// Where a pod with live settings finds them, as files that its image watches:
+// volume and directory, and what its image repeats in its log once they are in force.
+const (
+	settingsVolume   = "ftpdeploy-settings"
+	settingsDir      = "/etc/vsftpd-settings"
+	requestFile      = "REQUEST"
+	accountRevision  = "ACCOUNT_REVISION"
+	settingsRevision = "SETTINGS_REVISION"
 )
 
 // ftpPort is where vsftpd listens in its pod. fauria/vsftpd knows no other, so a
@@ -70,14 +83,22 @@ func (w workload) manifests() (*manifests, error) {
 			})},
 		}
 	}
+	account := map[string]any{"FTP_USER": base64Text(user.Name), "FTP_PASS": base64Text(user.Password.Reveal())}
+	if s.LiveSettings {
+		account[accountRevision] = base64Text(m.checksum)
+	}
 	m.objects = append(m.objects, kube.Object{
-		"apiVersion": "v1", "kind": "Secret", "metadata": w.metadata(w.accountName()), "type": "Opaque",
-		"data": map[string]any{"FTP_USER": base64Text(user.Name), "FTP_PASS": base64Text(user.Password.Reveal())},
+		"apiVersion": "v1", "kind": "Secret", "metadata": w.metadata(w.accountName()), "type": "Opaque", "data": account,
 	})
 	for _, v := range s.Volumes {
 		m.objects = append(m.objects, w.claim(v))
 	}
-	m.objects = append(m.objects, w.deployment(m.checksum), w.nodePorts())
+	// A port leads to the pod before vsftpd may announce it.
+	m.objects = append(m.objects, w.nodePorts())
+	if s.LiveSettings {
+		m.objects = append(m.objects, w.liveSettings())
+	}
+	m.objects = append(m.objects, w.deployment(m.checksum))
 	return m, nil
 }
 
@@ -126,6 +147,8 @@ func manifestText(o kube.Object) (string, error) {
 
 func (w workload) accountName() string { return w.service.Name + "-account" }
 
+func (w workload) settingsName() string { return w.service.Name + "-settings" }
+
 func (w workload) claimName(v blueprints.Volume) string { return w.service.Name + "-" + v.Name }
 
 func base64Text(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
@@ -165,8 +188,8 @@ func (w workload) ports() []servicePort {
 }
 
 // accountChecksum changes when the account does, so that the pod is replaced
-// then: vsftpd reads it only at its start. It stands in an annotation that many
-// may read, so it is made slow to guess from (scrypt, 2^15 rounds, salted with
+// then, or with live settings says that it has it. It stands in an annotation, or
+// in the pod's log, which many may read, so it is made slow to guess from (scrypt, 2^15 rounds, salted with
 // whose it is).
 func (w workload) accountChecksum(u *blueprints.User) (string, error) {
 	salt := w.topology.ID + "/" + w.service.Namespace + "/" + w.service.Name
@@ -247,7 +270,6 @@ func (w workload) deployment(checksum string) kube.Object {
 	s := w.service
 	container := map[string]any{
 		"name": "vsftpd", "image": s.Image, "imagePullPolicy": s.PullPolicy,
-		"env": w.environment(),
 		"ports": []any{
 			map[string]any{"name": "control", "containerPort": ftpPort, "protocol": "TCP"},
 		},
@@ -258,6 +280,23 @@ func (w workload) deployment(checksum string) kube.Object {
 			"allowPrivilegeEscalation": false,
 			"capabilities":             map[string]any{"drop": []any{"ALL"}, "add": vsftpdCapabilities},
 		},
+	}
+	var mounts, volumes []any
+	meta := map[string]any{"labels": w.identity()}
+	if s.LiveSettings {
+		mounts = append(mounts, map[string]any{"name": settingsVolume, "mountPath": settingsDir, "readOnly": true})
+		volumes = append(volumes, map[string]any{"name": settingsVolume, "projected": map[string]any{
+			"defaultMode": 0o400, "sources": []any{
+				map[string]any{"secret": map[string]any{"name": w.accountName()}},
+				map[string]any{"configMap": map[string]any{"name": w.settingsName()}},
+				map[string]any{"downwardAPI": map[string]any{"items": []any{
+					map[string]any{"path": requestFile, "fieldRef": map[string]any{"fieldPath": "metadata.annotations['" + requestMark + "']"}},
+				}}},
+			},
+		}})
+	} else {
+		container["env"] = w.environment()
+		meta["annotations"] = map[string]any{secretChecksum: checksum}
 	}
 	resources := map[string]any{}
 	if len(s.Requests) > 0 {
@@ -276,7 +315,6 @@ func (w workload) deployment(checksum string) kube.Object {
 		"terminationGracePeriodSeconds": 5,
 		"containers":                    []any{container},
 	}
-	var mounts, volumes []any
 	for _, v := range s.Volumes {
 		mounts = append(mounts, map[string]any{"name": v.Name, "mountPath": v.Mount})
 		volumes = append(volumes, map[string]any{"name": v.Name, "persistentVolumeClaim": map[string]any{"claimName": w.claimName(v)}})
@@ -292,10 +330,7 @@ func (w workload) deployment(checksum string) kube.Object {
 			// Two pods, even for a moment, break passive mode: the data connection may reach the other one.
 			"strategy": map[string]any{"type": "Recreate"},
 			"selector": map[string]any{"matchLabels": w.selector()},
-			"template": map[string]any{
-				"metadata": map[string]any{"labels": w.identity(), "annotations": map[string]any{secretChecksum: checksum}},
-				"spec":     pod,
-			},
+			"template": map[string]any{"metadata": meta, "spec": pod},
 		},
 	}
 }
@@ -321,19 +356,42 @@ func (w workload) place(pod map[string]any) {
 	}
 }
 
-// environment is the contract of fauria/vsftpd. What the blueprint may leave
-// open, and only ftpdeploy's own image understands, is named only where it is set.
+// environment is the contract of fauria/vsftpd.
 func (w workload) environment() []any {
+	var env []any
+	for _, key := range []string{"FTP_USER", "FTP_PASS"} {
+		env = append(env, map[string]any{"name": key, "valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": w.accountName(), "key": key}}})
+	}
+	for _, e := range w.settings() {
+		env = append(env, map[string]any{"name": e.name, "value": e.value})
+	}
+	return env
+}
+
+// liveSettings holds in files what the environment holds otherwise.
+func (w workload) liveSettings() kube.Object {
+	data := map[string]any{}
+	digest := sha256.New()
+	for _, e := range w.settings() {
+		data[e.name] = e.value
+		fmt.Fprintf(digest, "%s=%s\n", e.name, e.value)
+	}
+	data[settingsRevision] = fmt.Sprintf("%x", digest.Sum(nil))[:16]
+	return kube.Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": w.metadata(w.settingsName()), "data": data}
+}
+
+// setting is one that the image takes beside the account.
+type setting struct{ name, value string }
+
+// settings are all of a service's. What the blueprint may leave open, and only
+// ftpdeploy's own image understands, is named only where it is set.
+func (w workload) settings() []setting {
 	s := w.service
 	promiscuous := "YES"
 	if s.SameSourceIP {
 		promiscuous = "NO"
 	}
-	var env []any
-	for _, key := range []string{"FTP_USER", "FTP_PASS"} {
-		env = append(env, map[string]any{"name": key, "valueFrom": map[string]any{"secretKeyRef": map[string]any{"name": w.accountName(), "key": key}}})
-	}
-	for _, e := range [][2]string{
+	return slices.DeleteFunc([]setting{
 		{"PASV_ADDRESS", s.VIP.Address.String()},
 		{"PASV_ADDR_RESOLVE", "NO"},
 		{"PASV_ENABLE", "YES"},
@@ -351,12 +409,7 @@ func (w workload) environment() []any {
 		{"IDLE_SESSION_TIMEOUT", orUnset(int(s.IdleSession / time.Second))},
 		{"DATA_CONNECTION_TIMEOUT", orUnset(int(s.DataConnection / time.Second))},
 		{"BANNER", s.Banner},
-	} {
-		if e[1] != "" {
-			env = append(env, map[string]any{"name": e[0], "value": e[1]})
-		}
-	}
-	return env
+	}, func(e setting) bool { return e.value == "" })
 }
 
 // orUnset is n as text, and "" for 0, which stands for not set.

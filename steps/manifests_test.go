@@ -47,6 +47,7 @@ func TestRenderManifests(t *testing.T) {
 			s.Banner, s.MaxClients, s.MaxPerIP = "Welcome", 200, 20
 			s.IdleSession, s.DataConnection = 5*time.Minute, 10*time.Minute
 		},
+		"live":     func(_ *blueprints.Topology, s *blueprints.Service) { s.LiveSettings = true },
 		"external": func(_ *blueprints.Topology, s *blueprints.Service) { s.Server = "external" },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -60,6 +60,8 @@ func changesPorts(s *blueprints.Service, c plan.Change) bool {
 		prefix = "spec.ports"
 	case kube.Ref{Kind: "Deployment", Namespace: s.Namespace, Name: s.Name}.String():
 		prefix = `spec.template.spec.containers[name="vsftpd"].env[name="PASV_`
+	case kube.Ref{Kind: "ConfigMap", Namespace: s.Namespace, Name: workload{service: s}.settingsName()}.String():
+		prefix = "data.PASV_"
 	default:
 		return false
 	}

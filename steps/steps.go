@@ -106,11 +106,15 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		h.keep, h.cluster, h.former = l.options.Keep, l.clusterStep, l.former
 		list = append(list, h)
 	}
+	widened, err := l.widened(ctx, seen.hosts)
+	if err != nil {
+		return nil, err
+	}
 	for _, s := range t.Services {
 		if s.Server != "vsftpd" {
 			continue
 		}
-		var after []string
+		after := slices.Clone(widened)
 		for _, p := range seen.left.places {
 			if p.blocks(t, s) {
 				after = append(after, newRemovedNamespace(l, p.cluster, p.namespace).Name())
@@ -124,6 +128,27 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 // Notes say, line by line, what the last List did not look at, and what is kept
 // although the blueprint does not have it any more.
 func (l *Live) Notes() []string { return l.notes }
+
+// widened names the steps of the boxes that are to serve passive ports which they
+// do not serve now: before they do, no server may announce such a port.
+func (l *Live) widened(ctx context.Context, hosts []*hostStep) ([]string, error) {
+	var names []string
+	for _, h := range hosts {
+		if h.first == nil {
+			continue
+		}
+		files, err := h.files(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			if f.Path == proxy.HAProxyPath && proxy.WidensRange(h.first.Files[h.root+f.Path].Content, f.Content) {
+				names = append(names, h.Name())
+			}
+		}
+	}
+	return names, nil
+}
 
 // sighting is what was observed at the start of a run.
 type sighting struct {

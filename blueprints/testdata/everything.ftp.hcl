@@ -198,6 +198,7 @@ ftp_service "main" {
   create_namespace = false
   server           = "vsftpd"
   image            = "registry.example:5000/ftp/vsftpd:1.2@sha256:7f0c1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7"
+  live_settings    = true
   pull_policy      = "Always"
   replicas         = 1
   node_selector    = { disk = "ssd" }

@@ -13,10 +13,18 @@
 #
 #   LISTEN_PORT, MAX_CLIENTS, MAX_PER_IP, IDLE_SESSION_TIMEOUT, DATA_CONNECTION_TIMEOUT (seconds), BANNER
 #
+# Each of these may also be a file of that name in /etc/vsftpd-settings, which wins.
+# When that directory is a volume of a Secret or ConfigMap that changes, new sessions
+# get the new settings and the running ones go on with theirs; LISTEN_PORT and
+# LOG_STDOUT are read at the start only. The files REQUEST, ACCOUNT_REVISION and
+# SETTINGS_REVISION are not read but repeated in the log, when the rest is in force.
+#
 # Unlike the original it refuses values that would change the meaning of other
 # settings, ends at once on SIGTERM, and changes the owner of the account's home
 # directory only, not of every file in it at every start.
 set -eu
+
+settings=/etc/vsftpd-settings
 
 : "${FTP_USER:=**String**}" "${FTP_PASS:=**Random**}" "${LOG_STDOUT:=**Boolean**}"
 : "${PASV_ENABLE:=YES}" "${PASV_ADDRESS:=**IPv4**}" "${PASV_ADDR_RESOLVE:=NO}"
@@ -30,45 +38,67 @@ refuse() {
 	exit 78
 }
 
-case $FTP_USER in '**String**') FTP_USER=admin ;; esac
-case $FTP_USER in
-.* | -* | *[!A-Za-z0-9._@-]*) refuse FTP_USER "must be letters, digits and . _ - @, and start with a letter or a digit" ;;
-esac
-case $FTP_PASS in
-'**Random**')
-	FTP_PASS=$(busybox tr -dc A-Za-z0-9 </dev/urandom | busybox head -c 16)
-	echo "run-vsftpd: password of $FTP_USER: $FTP_PASS"
-	;;
-*'
+# taken NAME... takes what stands in files over the environment.
+taken() {
+	for name; do
+		[ ! -f "$settings/$name" ] || eval "$name=\$(busybox cat \"\$settings/\$name\")"
+	done
+}
+
+taken LISTEN_PORT LOG_STDOUT
+
+# version names what is in $settings now: the kubelet changes all of it at once.
+version() { busybox readlink "$settings/..data" || true; }
+
+# said repeats by what ftpdeploy knows which settings are in force.
+said() {
+	REQUEST='' ACCOUNT_REVISION='' SETTINGS_REVISION=''
+	taken REQUEST ACCOUNT_REVISION SETTINGS_REVISION
+	echo "run-vsftpd: settings $1: request=$REQUEST account=$ACCOUNT_REVISION settings=$SETTINGS_REVISION"
+}
+
+# configure checks the settings and writes what vsftpd reads: the accounts at each
+# login, the rest when it starts and at SIGHUP. In a subshell, so that a file that
+# is gone leaves what the environment says.
+configure() (
+	set -e
+	taken FTP_USER FTP_PASS PASV_ENABLE PASV_ADDRESS PASV_ADDR_RESOLVE PASV_MIN_PORT PASV_MAX_PORT PASV_PROMISCUOUS \
+		PORT_PROMISCUOUS FILE_OPEN_MODE LOCAL_UMASK XFERLOG_STD_FORMAT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT \
+		DATA_CONNECTION_TIMEOUT BANNER
+	case $FTP_USER in
+	.* | -* | *[!A-Za-z0-9._@-]*) refuse FTP_USER "must be letters, digits and . _ - @, and start with a letter or a digit" ;;
+	esac
+	case $FTP_PASS in *'
 '*) refuse FTP_PASS "must be one line" ;;
-esac
-case $PASV_ADDRESS in
-'**IPv4**') PASV_ADDRESS=$(busybox ip route | busybox awk '/default/ { print $3; exit }') ;; # the original's own choice
-esac
-for name in PASV_ENABLE PASV_ADDR_RESOLVE PASV_PROMISCUOUS PORT_PROMISCUOUS XFERLOG_STD_FORMAT; do
-	eval "value=\$$name"
-	case $value in YES | NO | Yes | No | yes | no) ;; *) refuse $name "must be YES or NO" ;; esac
-done
-for name in PASV_MIN_PORT PASV_MAX_PORT FILE_OPEN_MODE LOCAL_UMASK LISTEN_PORT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT DATA_CONNECTION_TIMEOUT; do
-	eval "value=\$$name"
-	case $value in '' | *[!0-9]*) refuse $name "must be a number" ;; esac
-done
-case $PASV_ADDRESS in *[!A-Za-z0-9.-]*) refuse PASV_ADDRESS "must be an address or a name" ;; esac
-case $BANNER in *'
+	esac
+	case $PASV_ADDRESS in
+	'**IPv4**') PASV_ADDRESS=$(busybox ip route | busybox awk '/default/ { print $3; exit }') ;; # the original's own choice
+	esac
+	for name in PASV_ENABLE PASV_ADDR_RESOLVE PASV_PROMISCUOUS PORT_PROMISCUOUS XFERLOG_STD_FORMAT; do
+		eval "value=\$$name"
+		case $value in YES | NO | Yes | No | yes | no) ;; *) refuse $name "must be YES or NO" ;; esac
+	done
+	for name in PASV_MIN_PORT PASV_MAX_PORT FILE_OPEN_MODE LOCAL_UMASK LISTEN_PORT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT DATA_CONNECTION_TIMEOUT; do
+		eval "value=\$$name"
+		case $value in '' | *[!0-9]*) refuse $name "must be a number" ;; esac
+	done
+	case $PASV_ADDRESS in *[!A-Za-z0-9.-]*) refuse PASV_ADDRESS "must be an address or a name" ;; esac
+	case $BANNER in *'
 '*) refuse BANNER "must be one line" ;; esac
 
-umask 077
-busybox mkdir -p /etc/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp "/home/vsftpd/$FTP_USER"
-busybox chmod 755 /var/run/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp /home/vsftpd "/home/vsftpd/$FTP_USER"
-busybox chown 14:50 "/home/vsftpd/$FTP_USER"
+	umask 077
+	busybox mkdir -p /etc/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp "/home/vsftpd/$FTP_USER"
+	busybox chmod 755 /var/run/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp /home/vsftpd "/home/vsftpd/$FTP_USER"
+	busybox chown 14:50 "/home/vsftpd/$FTP_USER"
 
-# db_load reads a backslash as the start of an escape.
-escaped=$(printf '%s' "$FTP_PASS" | busybox sed 's/\\/\\\\/g')
-busybox rm -f /etc/vsftpd/virtual_users.db
-printf '%s\n%s\n' "$FTP_USER" "$escaped" | /usr/bin/db5.3_load -T -t hash /etc/vsftpd/virtual_users.db
+	# db_load reads a backslash as the start of an escape.
+	escaped=$(printf '%s' "$FTP_PASS" | busybox sed 's/\\/\\\\/g')
+	busybox rm -f /etc/vsftpd/new_users.db
+	printf '%s\n%s\n' "$FTP_USER" "$escaped" | /usr/bin/db5.3_load -T -t hash /etc/vsftpd/new_users.db
+	busybox mv /etc/vsftpd/new_users.db /etc/vsftpd/virtual_users.db
 
-{
-	cat <<END
+	{
+		cat <<END
 background=NO
 listen=YES
 listen_port=$LISTEN_PORT
@@ -106,12 +136,27 @@ max_per_ip=$MAX_PER_IP
 idle_session_timeout=$IDLE_SESSION_TIMEOUT
 data_connection_timeout=$DATA_CONNECTION_TIMEOUT
 END
-	[ -z "$BANNER" ] || echo "ftpd_banner=$BANNER"
-	# A pod may neither make namespaces nor load seccomp filters; it is the sandbox itself.
-	echo isolate=NO
-	echo isolate_network=NO
-	echo seccomp_sandbox=NO
-} >/etc/vsftpd/vsftpd.conf
+		[ -z "$BANNER" ] || echo "ftpd_banner=$BANNER"
+		# A pod may neither make namespaces nor load seccomp filters; it is the sandbox itself.
+		echo isolate=NO
+		echo isolate_network=NO
+		echo seccomp_sandbox=NO
+	} >/etc/vsftpd/new.conf
+	busybox mv /etc/vsftpd/new.conf /etc/vsftpd/vsftpd.conf
+	echo "run-vsftpd: user $FTP_USER, control port $LISTEN_PORT, passive $PASV_ADDRESS:$PASV_MIN_PORT-$PASV_MAX_PORT"
+)
+
+case $FTP_USER in '**String**') FTP_USER=admin ;; esac
+case $FTP_PASS in
+'**Random**')
+	if [ ! -f "$settings/FTP_PASS" ]; then
+		FTP_PASS=$(busybox tr -dc A-Za-z0-9 </dev/urandom | busybox head -c 16)
+		echo "run-vsftpd: password of $FTP_USER: $FTP_PASS"
+	fi
+	;;
+esac
+seen=$(version)
+configure
 
 case $LOG_STDOUT in
 '**Boolean**') ;;
@@ -121,9 +166,25 @@ case $LOG_STDOUT in
 	;;
 esac
 
-echo "run-vsftpd: user $FTP_USER, control port $LISTEN_PORT, passive $PASV_ADDRESS:$PASV_MIN_PORT-$PASV_MAX_PORT"
 trap 'exit 0' TERM INT
 # vsftpd must not be PID 1: it dies of SIGSEGV when it reaps a process that it
 # did not start. It reports a bad configuration on descriptor 0.
 /usr/sbin/vsftpd /etc/vsftpd/vsftpd.conf <&1 &
-wait $!
+server=$!
+said taken
+while [ "$seen" ] && kill -0 $server 2>/dev/null; do
+	busybox sleep 1 &
+	wait $! || true
+	now=$(version)
+	[ "$now" != "$seen" ] || continue
+	seen=$now
+	set +e # in a condition, configure's own -e would be void
+	configure
+	status=$?
+	set -e
+	case $status in
+	0) kill -HUP $server && said taken ;;
+	*) said refused ;; # it goes on with the former ones
+	esac
+done
+wait $server

@@ -45,6 +45,10 @@ func ShrinksRange(before, after []byte) bool {
 	return false
 }
 
+// WidensRange tells whether a service that both haproxy.cfg have gets a passive
+// port in after that before does not serve.
+func WidensRange(before, after []byte) bool { return ShrinksRange(after, before) }
+
 type portRange struct{ first, last int }
 
 // passiveRanges are the ports that the passive frontends bind, by their names.

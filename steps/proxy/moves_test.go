@@ -53,6 +53,9 @@ func TestDangerousDifferences(t *testing.T) {
 		if got := ShrinksRange(haproxy, h); got != tt.shrinks {
 			t.Errorf("%s: ShrinksRange is %t", tt.name, got)
 		}
+		if got := WidensRange(h, haproxy); got != tt.shrinks {
+			t.Errorf("%s: WidensRange is %t of the way back", tt.name, got)
+		}
 	}
 	if !MovesVIP(keepalived, nil) {
 		t.Error("a VIP that goes is none that moves")
