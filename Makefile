@@ -40,7 +40,7 @@ e2e: build lab kubernetes
 	cd e2e && go test -p 1 -count=1 -timeout 40m -v ./...
 
 soak: build lab kubernetes
-	cd e2e && FTPDEPLOY_SOAK=1 go test -p 1 -count=1 -timeout 5h -v -run 'TestMainJob' .
+	cd e2e && FTPDEPLOY_SOAK=1 go test -p 1 -count=1 -timeout 5h -v -run 'TestMainJob|TestCrash' .
 
 tools: $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)/golangci-lint
 tooldir = $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)
