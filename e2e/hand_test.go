@@ -44,7 +44,7 @@ func hand(act string, args []string) int {
 			_, err := vcenter(ctx)
 			return err
 		},
-		"probe": probe, "sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
+		"probe": probe, "crash": crash, "sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
 		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
 		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
 		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),
