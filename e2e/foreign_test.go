@@ -260,7 +260,8 @@ func once(kind, target string, do func()) func(jsonEvent) {
 }
 
 // editsMeanwhile makes edits while apply acts: between its last look at a target
-// and that target's turn. The edit stays, and what was done before it goes back.
+// and that target's turn. The edit, which harms no service, stays, and what was
+// done before it goes back.
 func editsMeanwhile(t *testing.T) {
 	has, other := holder(t) // the box without the VIP is changed first
 	shipped := drafted(t, draft{})
@@ -283,7 +284,7 @@ func editsMeanwhile(t *testing.T) {
 		{
 			"the Service while the pod is replaced", "Deployment ftp/vsftpd",
 			draft{"banner": 1, "labels": 1},
-			ofObject("NodePort", true, serviceAt, `{"spec":{"ports":[{"port":21104,"protocol":"TCP","nodePort":31999}]}}`, `"nodePort":31999`, `{"spec":{"ports":[{"port":21104,"protocol":"TCP","nodePort":32104}]}}`),
+			ofObject("label", true, serviceAt, `{"metadata":{"labels":{"app.kubernetes.io/name":"other"}}}`, `"app.kubernetes.io/name":"other"`, `{"metadata":{"labels":{"app.kubernetes.io/name":"vsftpd"}}}`),
 		},
 		{
 			"the VM while its guest shuts down", boxB,
