@@ -75,12 +75,22 @@ func (l *Live) former(ctx context.Context, smoke *blueprints.Smoke) (*blueprints
 			return nil, err
 		}
 	}
+	var files struct{ Data map[string]string } // of live settings
+	switch live, err := find(ctx, c, kube.Ref{Kind: "ConfigMap", Namespace: s.Namespace, Name: workload{l.topology, s}.settingsName()}); {
+	case err != nil:
+		return nil, err
+	case live != nil:
+		if err := live.Decode(&files); err != nil {
+			return nil, err
+		}
+	}
+	setting := func(name string) string { return cmp.Or(pod.env(name), files.Data[name]) }
 	vip, service, user := *s.VIP, *s, *smoke.User
-	if a, err := netip.ParseAddr(pod.env("PASV_ADDRESS")); err == nil {
+	if a, err := netip.ParseAddr(setting("PASV_ADDRESS")); err == nil {
 		vip.Address = a
 	}
 	number := func(name string, otherwise int) int {
-		n, err := strconv.Atoi(pod.env(name))
+		n, err := strconv.Atoi(setting(name))
 		if err != nil {
 			return otherwise
 		}

@@ -300,7 +300,7 @@ func (k *kubernetes) missed(live []*kube.Live, planned [][]plan.Change) {
 		case live[i] != nil && live[i].Kind != "PersistentVolumeClaim": // which may be kept, or new
 			later = live[i]
 		case live[i] == nil && later != nil && len(planned[i]) > 0 && planned[i][0].Action == plan.Create &&
-			!strings.HasPrefix(planned[i][0].Target, "PersistentVolumeClaim "):
+			!strings.HasPrefix(planned[i][0].Target, "PersistentVolumeClaim ") && !strings.HasPrefix(planned[i][0].Target, "ConfigMap "):
 			planned[i][0].Cause = drifted("", time.Time{})
 			planned[i][0].Reason += fmt.Sprintf(", and %s, which is made after it, is: it was deleted", later.Ref)
 		}
