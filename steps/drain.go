@@ -416,13 +416,15 @@ func (s *hostStep) serves(ctx context.Context, report func(string)) error {
 			return err
 		}
 	}
-	t := &trial{}
-	if s.worked != nil {
-		t.proven = s.worked.proven
+	if s.worked == nil {
+		return nil
 	}
 	for _, smoke := range s.proofs() {
-		if err := (&hostLook{hostStep: s}).settle(ctx, h, smoke, t, report); err != nil {
-			return err
+		if !slices.Contains(s.worked.proven, smoke.Service.Name) {
+			continue
+		}
+		if err := s.again(ctx, h, smoke, s.worked); err != nil {
+			return fmt.Errorf("%s is back, and what worked before does not: %w", s.box.Name, err)
 		}
 	}
 	return nil

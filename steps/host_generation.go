@@ -419,7 +419,7 @@ func (s *hostStep) returned(ctx context.Context) error {
 	return nil
 }
 
-// again proves after a revert.
+// again proves what worked before, after a revert or a reboot.
 func (s *hostStep) again(ctx context.Context, h *remote.Host, smoke *blueprints.Smoke, t *trial) error {
 	ctx, cancel := bounded(ctx, backTime, s.box.Name+" to serve as before")
 	defer cancel()
