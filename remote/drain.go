@@ -46,7 +46,7 @@ var drainScript string
 // nothing was changed. Else the result is what was cut: the last look and the
 // leaving are one act on the machine.
 func (h *Host) Leave(ctx context.Context, d Drain, until time.Time, word string, cut bool) ([]Connection, error) {
-	out, err := h.Run(ctx, fmt.Sprintf("%suntil=%d word=%s cut=%s\n%sleave\n", d.head(), until.Unix(), quote(word), flag(cut), drainScript), nil)
+	out, err := h.change(ctx, fmt.Sprintf("%suntil=%d word=%s cut=%s\n%sleave\n", d.head(), until.Unix(), quote(word), flag(cut), drainScript), nil)
 	if err != nil {
 		return nil, fmt.Errorf("give the VIPs away: %w", err)
 	}
@@ -64,7 +64,7 @@ func (h *Host) Leave(ctx context.Context, d Drain, until time.Time, word string,
 // Return ends a drain. The machine takes part again when it returns; a VIP comes
 // back to it only where keepalived decides so.
 func (h *Host) Return(ctx context.Context, d Drain) error {
-	if _, err := h.Run(ctx, d.head()+drainScript+"back\n", nil); err != nil {
+	if _, err := h.change(ctx, d.head()+drainScript+"back\n", nil); err != nil {
 		return fmt.Errorf("take part again: %w", err)
 	}
 	return nil
