@@ -265,9 +265,16 @@ func (d *deployment) served(ctx context.Context, err error) error {
 	defer cancel()
 	start := d.now()
 	names := slices.Sorted(maps.Keys(d.worked))
+	short := map[string]*blueprints.Smoke{}
+	for name, s := range d.worked {
+		// A session that the way back cut off keeps a passive port for a minute.
+		once := *s
+		once.EveryPort = false
+		short[name] = &once
+	}
 	failed := d.live.Returned(ctx)
 	if failed == nil && len(d.worked) > 0 && d.halted() == nil {
-		_, failed = d.live.Smoke(ctx, steps.SmokeOptions{Names: names, As: d.worked, Settle: backTime, Report: d.notYet()})
+		_, failed = d.live.Smoke(ctx, steps.SmokeOptions{Names: names, As: short, Settle: backTime, Report: d.notYet()})
 	}
 	took := d.now().Sub(start)
 	end := rollback{phase: "end", Address: "smoke", ElapsedMS: took.Milliseconds(), Outcome: "done"}
