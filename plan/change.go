@@ -95,6 +95,17 @@ const (
 	Rollout  Effect = "rollout" // the pod is replaced
 )
 
+// Impact is what a change, or a plan, costs those who use the deployment.
+type Impact struct {
+	Sessions  int      `json:"sessions"`  // control connections that are open now
+	Transfers int      `json:"transfers"` // data connections, likewise
+	Cut       int      `json:"cut"`       // how many of both it breaks
+	VIPMoves  int      `json:"vip_moves"` // how often a VIP goes from one box to another
+	Seconds   float64  `json:"seconds"`
+	Holds     []string `json:"holds,omitempty"` // VIPs that the changed box has
+	Note      string   `json:"note,omitempty"`
+}
+
 // Unseen is the From of a change whose target could not be looked at, because
 // what it lives on does not exist yet. Such a change is a prediction: when it is
 // applied it may turn out not to be needed, but nothing else may be.
@@ -108,6 +119,7 @@ type Change struct {
 	Reason string `json:"reason"` // why: "not there", "nodePort 32104 differs", "config is newer than the process"
 	Cause  Cause  `json:"cause"`  // no kind reads as ByDependency
 	Effect Effect `json:"effect"` // "" reads as NoEffect
+	Impact Impact `json:"impact"` // what it is expected to cost; nobody's plan is held against it
 	Detail Diff   `json:"detail"` // what differs; secrets are masked where it is made
 
 	// Needs are the kinds of danger that someone must have allowed by name before

@@ -131,16 +131,19 @@ type SELinux struct {
 //go:embed facts.sh
 var factsScript string
 
-// script is the text of facts.sh as it is sent, without what only a reader needs.
-var script = func() string {
+// script is facts.sh as it is sent.
+var script = bare(factsScript)
+
+// bare is a script without what only a reader needs.
+func bare(script string) string {
 	var b strings.Builder
-	for line := range strings.Lines(factsScript) {
+	for line := range strings.Lines(script) {
 		if line = strings.TrimLeft(line, "\t"); line != "\n" && line[0] != '#' {
 			b.WriteString(line)
 		}
 	}
 	return b.String()
-}()
+}
 
 // Find looks at a machine, in one go and without changing anything there. What
 // cannot be told is an error.
@@ -212,6 +215,20 @@ func parseFacts(out []byte) (*Facts, error) {
 		SELinux:  SELinux{Booleans: map[string]bool{}},
 		Open:     map[Ports]map[netip.Addr]int{},
 	}
+	sections, err := sectionsOf(out)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sections {
+		if err := f.add(s); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// sectionsOf takes apart what a script wrote, whose last section is "end".
+func sectionsOf(out []byte) ([]section, error) {
 	var sections []section
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
 		line := lines.Text()
@@ -227,12 +244,7 @@ func parseFacts(out []byte) (*Facts, error) {
 	if n := len(sections); n == 0 || sections[n-1].kind != "end" {
 		return nil, fmt.Errorf("the answer was cut off after %d bytes", len(out))
 	}
-	for _, s := range sections {
-		if err := f.add(s); err != nil {
-			return nil, err
-		}
-	}
-	return f, nil
+	return sections, nil
 }
 
 func (f *Facts) add(s section) error {

@@ -323,11 +323,9 @@ func (s *hostStep) query(files []proxy.File) remote.Query {
 		q.Units = append(q.Units, d.Unit)
 		q.Files = append(q.Files, remote.FileQuery{Path: d.Marker})
 	}
+	q.Ports = s.ports()
 	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt, proxy.DrainedPath} {
 		q.Files = append(q.Files, remote.FileQuery{Path: s.root + p})
-	}
-	for _, service := range s.services() {
-		q.Ports = append(q.Ports, portsOf(service)...)
 	}
 	if s.group.SELinux == "manage" {
 		q.Booleans = []string{connectAny}

@@ -49,6 +49,7 @@ type Live struct {
 
 	steps []*hostStep // of the last List
 	notes []string    // likewise
+	watch *Watch      // nil where nobody watches
 
 	doomed map[*blueprints.Box]string // by box: the VM that goes, to be made anew
 

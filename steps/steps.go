@@ -122,7 +122,11 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 		list = append(list, newKubernetes(t, s, l.clusterOf(s.Cluster), l.options.DeleteData, after...))
 	}
-	return append(list, last...), nil
+	list = append(list, last...)
+	for i := range list {
+		list[i] = watched{list[i], l}
+	}
+	return list, nil
 }
 
 // Notes say, line by line, what the last List did not look at, and what is kept

@@ -1,11 +1,60 @@
 package steps
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
 )
+
+// traffic is what clients have open through a box: control connections, and
+// connections that move data.
+type traffic struct{ sessions, transfers int }
 
 // portsOf are the ports of a service's control and of its data connections.
 func portsOf(s *blueprints.Service) []remote.Ports {
 	return []remote.Ports{{First: s.ControlPort, Last: s.ControlPort}, {First: s.PassiveFirst, Last: s.PassiveLast}}
+}
+
+// ports are those of all services of the box.
+func (s *hostStep) ports() []remote.Ports {
+	var all []remote.Ports
+	for _, service := range s.services() {
+		for _, p := range portsOf(service) {
+			if !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// addressesOf are where a box serves a service: the VIP, and the box's own address
+// where it has one for it.
+func addressesOf(t *blueprints.Topology, b *blueprints.Box, s *blueprints.Service) []netip.Addr {
+	all := []netip.Addr{s.VIP.Address}
+	if own, ok := proxy.Direct(t, b, s); ok {
+		all = append(all, own)
+	}
+	return all
+}
+
+// carries is what is open through the box, by service, as it was seen at the start of the run.
+func (s *hostStep) carries() map[*blueprints.Service]traffic {
+	all := map[*blueprints.Service]traffic{}
+	if s.seen == nil {
+		return all
+	}
+	for _, service := range s.services() {
+		var open [2]int
+		for i, ports := range portsOf(service) {
+			for _, a := range addressesOf(s.topology, s.box, service) {
+				open[i] += s.seen.Open[ports][a]
+			}
+		}
+		all[service] = traffic{open[0], open[1]}
+	}
+	return all
 }

@@ -58,6 +58,7 @@ needed make them, without a question. The blueprint and its variables must be th
 				return err
 			}
 			defer d.close()
+			defer d.measured(cmd.Context())
 			d.guard = g
 			l := d.newLock(wait)
 			defer l.release()
@@ -173,6 +174,7 @@ func (a *app) destroyCommand() *cobra.Command {
 				return err
 			}
 			defer d.close()
+			defer d.measured(cmd.Context())
 			d.guard = g
 			l := d.newLock(wait)
 			defer l.release()
@@ -332,9 +334,12 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 	defer cancel()
 	o := d.observe(p)
 	d.emit(event{level: "info", msg: "", data: note{}})
+	if d.forecast = d.live.Forecast(p); d.forecast != nil {
+		d.watch = d.live.Watch(ctx)
+	}
 	start := d.now()
 	err = p.Apply(ctx, d.stop)
-	took := d.now().Sub(start)
+	d.took = d.now().Sub(start)
 	d.sayDrained()
 	if err != nil {
 		var back *plan.RollbackError
@@ -343,8 +348,27 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 		}
 		return p, d.served(ctx, err)
 	}
-	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), took.Seconds()), data: note{}})
+	d.emit(event{level: "info", msg: fmt.Sprintf("\nDone: %s in %.1f s.", count(d.changed, "change", "changes"), d.took.Seconds()), data: note{}})
 	return p, nil
+}
+
+// measured says what a run did cost beside what was expected; it is told when the
+// smoke tests are over, as a VIP may move a moment after the change that moves it.
+func (d *deployment) measured(ctx context.Context) {
+	if d.watch == nil {
+		return
+	}
+	fact, err := d.watch.Stop(context.WithoutCancel(ctx))
+	text := func(i plan.Impact) string {
+		return fmt.Sprintf("%d cut, %s, %.1f s", i.Cut, count(i.VIPMoves, "VIP move", "VIP moves"), i.Seconds)
+	}
+	if err != nil {
+		d.emit(event{level: "warn", msg: fmt.Sprintf("Forecast: %s.  What it did cost could not be measured: %v", text(*d.forecast), err), data: note{}})
+		return
+	}
+	fact.Seconds = d.took.Seconds()
+	d.fact = &fact
+	d.emit(event{level: "info", msg: fmt.Sprintf("\nForecast: %s.  Fact: %s.", text(*d.forecast), text(fact)), data: note{}})
 }
 
 // agree returns a plan that was shown and said yes to, with the lock held unless

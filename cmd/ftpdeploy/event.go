@@ -63,6 +63,7 @@ type (
 		Unified string      `json:"unified,omitempty"`
 		Reason  reason      `json:"reason"`
 		Effect  string      `json:"effect"`
+		Impact  plan.Impact `json:"impact"`
 		Needs   []string    `json:"needs_allow,omitempty"`
 		From    string      `json:"from"`
 		Want    string      `json:"want"`
@@ -85,6 +86,8 @@ type (
 		Unchanged int    `json:"unchanged"`          // steps with nothing to do
 		LeftOut   int    `json:"left_out,omitempty"` // steps with changes that --only or --skip left out
 		Digest    string `json:"digest"`
+
+		Impact *plan.Impact `json:"impact,omitempty"` // of all of it
 
 		Needs []steps.Danger `json:"needs_allow,omitempty"`
 	}
@@ -147,12 +150,18 @@ type (
 	note     struct{} // a result in words
 	progress struct{} // no result: people see it on stderr while it is true
 	runEnd   struct {
-		Exit    int      `json:"exit"`
-		Outcome string   `json:"outcome"` // ok, no_changes, changes, rolled_back, failed, partial
-		Changed int      `json:"changed"`
-		MS      int64    `json:"ms"`
-		RunDir  string   `json:"run_dir,omitempty"`
-		Next    []string `json:"next,omitempty"`
+		Exit    int    `json:"exit"`
+		Outcome string `json:"outcome"` // ok, no_changes, changes, rolled_back, failed, partial
+		Changed int    `json:"changed"`
+		MS      int64  `json:"ms"`
+
+		// What the changes were expected to cost, and what they did; neither where
+		// nothing was applied, and no fact where it could not be measured.
+		Forecast *plan.Impact `json:"forecast,omitempty"`
+		Fact     *plan.Impact `json:"actual,omitempty"`
+
+		RunDir string   `json:"run_dir,omitempty"`
+		Next   []string `json:"next,omitempty"`
 	}
 )
 

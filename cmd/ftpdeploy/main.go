@@ -68,8 +68,10 @@ type app struct {
 	events     *os.File      // in it
 	stop       chan struct{} // closed when nothing more may begin
 	stopping   sync.Once
-	why        error // that stop is closed; written before
-	changed    int   // changes made so far
+	why        error        // that stop is closed; written before
+	changed    int          // changes made so far
+	forecast   *plan.Impact // of what is applied
+	fact       *plan.Impact // what it did cost
 	next       []string
 	sources    *blueprints.Files // of the blueprint that was loaded
 }
@@ -118,6 +120,7 @@ func (a *app) end(code int, err error) {
 	}
 	a.emit(event{level: "info", data: runEnd{
 		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), RunDir: a.recorded, Next: a.next,
+		Forecast: a.forecast, Fact: a.fact,
 	}})
 	if a.events != nil {
 		_ = a.events.Close() // every event was written when it happened

@@ -123,6 +123,8 @@ type deployment struct {
 	live     *steps.Live
 	broken   []string                     // smoke blocks that failed before the first change
 	worked   map[string]*blueprints.Smoke // those that passed, as they did
+	watch    *steps.Watch                 // of the plan that is applied; nil before, and where no box was looked at
+	took     time.Duration                // by its application
 	guard    guard
 	choices
 }
@@ -230,7 +232,7 @@ func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration)
 	f := &planFile{
 		Format: planFormat, Ftpdeploy: version(), Made: d.now().UTC(), Deployment: d.topology.ID, Blueprint: blueprint,
 		Scope: d.guard.scope, choices: d.choices, Drain: d.drain, Allowed: d.guard.allow,
-		Scoped: scoped, Plan: p.Save(), Needs: steps.Dangers(d.topology, p, d.SitesDown),
+		Scoped: scoped, Impact: d.live.Forecast(p), Plan: p.Save(), Needs: steps.Dangers(d.topology, p, d.SitesDown),
 		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds()),
 	}
 	f.Digest = f.Plan.Digest()
@@ -283,13 +285,32 @@ func (s *planSummary) text(f *planFile, changes int) string {
 		}
 		text += fmt.Sprintf("needs --allow: %s (%s)%s\n", d.Kind, strings.Join(d.Where, ", "), given)
 	}
+	if s.Impact != nil {
+		text += fmt.Sprintf("VIP moves: %d.  %s.  Expected: about %.0f s\n", s.Impact.VIPMoves, cutText(*s.Impact), max(1, s.Impact.Seconds))
+	}
 	return text + fmt.Sprintf("Plan: %d to add, %d to change, %d to destroy, %d to run.  Digest %s", s.Add, s.Change, s.Destroy, s.Run, s.Digest)
+}
+
+// cutText says how many of the open connections a plan breaks.
+func cutText(i plan.Impact) string {
+	open := i.Sessions + i.Transfers
+	switch {
+	case open == 0:
+		return "Nothing is open"
+	case i.Cut == 0:
+		return fmt.Sprintf("Open: %s, none is cut", opened(i))
+	}
+	return fmt.Sprintf("Open: %s, %d cut", opened(i), i.Cut)
+}
+
+func opened(i plan.Impact) string {
+	return count(i.Sessions, "session", "sessions") + ", " + count(i.Transfers, "transfer", "transfers")
 }
 
 func changeEvent(n int, step string, c plan.Change) planChange {
 	out := planChange{
 		ID: fmt.Sprintf("c%d", n), Address: step, Target: c.Target, Action: c.Action.Verb(), sign: string(c.Action),
-		Unified: c.Detail.Unified, Reason: reason{c.Cause, c.Reason}, Effect: string(c.Effect), Needs: c.Needs, From: c.From, Want: c.Want,
+		Unified: c.Detail.Unified, Reason: reason{c.Cause, c.Reason}, Effect: string(c.Effect), Impact: c.Impact, Needs: c.Needs, From: c.From, Want: c.Want,
 	}
 	for _, f := range c.Detail.Fields {
 		out.Diff = append(out.Diff, fieldDiff(f))

@@ -37,6 +37,7 @@ type planFile struct {
 	Scoped   []string       `json:"scoped,omitempty"` // what was not looked at, is kept, taken in or left out, in words
 	Plan     *plan.Saved    `json:"plan"`
 	Needs    []steps.Danger `json:"needs_allow,omitempty"`
+	Impact   *plan.Impact   `json:"impact,omitempty"` // of all changes together
 	Next     string         `json:"next,omitempty"`
 
 	Digest string `json:"digest"`
@@ -175,7 +176,7 @@ func (a *app) present(f *planFile) {
 		}
 		a.emit(event{level: "info", msg: line, data: note{}})
 	}
-	s := planSummary{Digest: f.Digest[:shownDigest], Needs: f.Needs}
+	s := planSummary{Digest: f.Digest[:shownDigest], Needs: f.Needs, Impact: f.Impact}
 	n := 0
 	for _, step := range f.Plan.Steps {
 		switch {

@@ -144,9 +144,36 @@ func (h *human) change(c planChange) {
 		}
 		fmt.Fprintln(h.out, "      "+word+"  "+line)
 	}
+	if c.Effect != "none" && (c.Impact.Sessions+c.Impact.Transfers > 0 || c.Impact.VIPMoves > 0) {
+		fmt.Fprintln(h.out, "      "+h.paint(dim, "impact")+"   "+impactText(c.Impact))
+	}
 	for _, kind := range c.Needs {
 		fmt.Fprintln(h.out, "      "+h.paint(yellow, "needs")+"    --allow "+kind)
 	}
+}
+
+// impactText says what one change costs.
+func impactText(i plan.Impact) string {
+	var parts []string
+	if len(i.Holds) > 0 {
+		parts = append(parts, "holds vip "+strings.Join(i.Holds, ", "))
+	}
+	text := strings.Join(append(parts, opened(i)+" open"), ", ")
+	if i.Cut == 0 {
+		text += ": none is cut"
+	} else {
+		text += fmt.Sprintf(": %d cut", i.Cut)
+	}
+	if i.VIPMoves > 0 {
+		text += ", the VIP moves"
+	}
+	if i.VIPMoves > 1 {
+		text += fmt.Sprintf(" %d times", i.VIPMoves)
+	}
+	if i.Note != "" {
+		text += "; " + i.Note
+	}
+	return text
 }
 
 // lines are a reason for people: why, then where the blueprint says so.

@@ -19,7 +19,7 @@ func TestBecause(t *testing.T) {
 		want   string // addresses, those of keepalived.conf behind those of haproxy.cfg
 	}{
 		"client":          {func(t *blueprints.Topology) { t.Groups[0].HAProxy.Client = time.Hour }, haproxy + "timeouts.client"},
-		"client and more": {func(t *blueprints.Topology) { t.Groups[0].HAProxy.Client = 9 * time.Hour }, haproxy + "timeouts.client " + haproxy + "timeouts.server"},
+		"client and more": {func(t *blueprints.Topology) { t.Groups[0].HAProxy.Client = 9 * time.Hour }, haproxy + "timeouts.client"},
 		"connect":         {func(t *blueprints.Topology) { t.Groups[0].HAProxy.Connect = time.Second }, haproxy + "timeouts.connect"},
 		"sessions":        {func(t *blueprints.Topology) { t.Groups[0].HAProxy.MaxSessions = 100 }, haproxy + "max_sessions"},
 		"hard stop":       {func(t *blueprints.Topology) { t.Groups[0].HAProxy.HardStopAfter = time.Hour }, haproxy + "hard_stop_after"},

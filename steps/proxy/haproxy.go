@@ -112,7 +112,7 @@ func (r *render) haproxy() text {
 		t.line("balance source")
 		t.line("hash-type consistent")
 		t.line("stick-table type ip%s size 100k expire %s%s", of(family(s.VIP.Address), vipOf(s.VIP)+".address"),
-			of(duration(r.stickFor()), at+"timeouts.client", at+"timeouts.server"), r.sharedBy(peers))
+			of(duration(r.stickFor()), r.stickFrom()), r.sharedBy(peers))
 		t.line("stick on src")
 		t.line("option tcp-check")
 		t.line("tcp-check connect")
@@ -166,6 +166,15 @@ func serverIDs(nodes []netip.Addr) []int {
 // longer than an idle control connection may live, as a data connection may follow.
 func (r *render) stickFor() time.Duration {
 	return max(4*time.Hour, 2*r.group.HAProxy.Client, 2*r.group.HAProxy.Server)
+}
+
+// stickFrom is the address of the longer timeout.
+func (r *render) stickFrom() string {
+	timeouts := groupOf(r.group) + ".haproxy.timeouts."
+	if r.group.HAProxy.Server > r.group.HAProxy.Client {
+		return timeouts + "server"
+	}
+	return timeouts + "client"
 }
 
 func (r *render) sharedBy(peers string) string {
