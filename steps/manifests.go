@@ -93,12 +93,11 @@ func (w workload) manifests() (*manifests, error) {
 	for _, v := range s.Volumes {
 		m.objects = append(m.objects, w.claim(v))
 	}
-	// A port leads to the pod before vsftpd may announce it.
-	m.objects = append(m.objects, w.nodePorts())
-	if s.LiveSettings {
-		m.objects = append(m.objects, w.liveSettings())
+	if s.LiveSettings { // a port leads to the pod before a running vsftpd may announce it
+		m.objects = append(m.objects, w.nodePorts(), w.liveSettings(), w.deployment(m.checksum))
+	} else {
+		m.objects = append(m.objects, w.deployment(m.checksum), w.nodePorts())
 	}
-	m.objects = append(m.objects, w.deployment(m.checksum))
 	return m, nil
 }
 
