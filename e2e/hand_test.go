@@ -44,7 +44,8 @@ func hand(act string, args []string) int {
 			_, err := vcenter(ctx)
 			return err
 		},
-		"probe": probe, "crash": crash, "sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
+		"probe": probe, "crash": crash, "namespace-delete": deleteNamespace, "sessions-end": endSessions, "vcenter-dump": dumpVCenter, "cluster-dump": dumpCluster,
+		"sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
 		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
 		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
 		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),

@@ -50,13 +50,23 @@ var bookkeeping = regexp.MustCompile(`^(/dev/(null|tty|ptmx|pts/.*)|/proc/\d+/.*
 // that goes off.
 func recordWrites(t *testing.T, box string) (stop func() []string) {
 	t.Helper()
-	dir := t.TempDir()
-	args := []string{"-ff", "-ttt", "-y", "-z", "-s", "0", "-o", filepath.Join(dir, "trace")}
 	calls := slices.Clone(opening)
 	for call := range changing {
 		calls = append(calls, call)
 	}
-	args = append(args, "-e", "trace="+strings.Join(calls, ","))
+	end := trace(t, box, "-s", "0", "-e", "trace="+strings.Join(calls, ","))
+	return func() []string {
+		t.Helper()
+		return readTraces(t, end())
+	}
+}
+
+// trace has strace follow all that is started on a box by a login or by systemd.
+// stop returns the directory that has its files, one a process.
+func trace(t *testing.T, box string, args ...string) (stop func() string) {
+	t.Helper()
+	dir := t.TempDir()
+	args = append(args, "-ff", "-ttt", "-y", "-z", "-o", filepath.Join(dir, "trace"))
 	roots := rootsOf(t, box)
 	for _, pid := range roots {
 		args = append(args, "-p", strconv.Itoa(pid))
@@ -93,12 +103,11 @@ func recordWrites(t *testing.T, box string) (stop func() []string) {
 	case <-time.After(20 * time.Second):
 		t.Fatalf("strace is not attached to %s within 20 s", box)
 	}
-	return func() []string {
-		t.Helper()
+	return func() string {
 		_ = strace.Process.Signal(os.Interrupt) // it may have ended with the box
 		<-attached                              // closed: all is read
 		_ = strace.Wait()                       // ended by the signal
-		return readTraces(t, dir)
+		return dir
 	}
 }
 
