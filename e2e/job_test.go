@@ -35,7 +35,6 @@ func TestMainJob(t *testing.T) {
 		{"canaries are nowhere", canariesAreNowhere},
 		{"drift is named and repaired", drift},
 		{"a saved plan is what runs", savedPlan},
-		{"a dark site is left out", siteDown},
 		{"a plan is exactly what is done", accuracy},
 		{"reloads keep sessions and their nodes", reloadKeeps},
 		{"a box is drained and resumes", drainAndResume},
@@ -44,6 +43,7 @@ func TestMainJob(t *testing.T) {
 		{"edits between plan and apply are not overwritten", foreignEdits},
 		{"edits while apply acts are not overwritten", editsMeanwhile},
 		{"what is not as predicted is said", notAsPredicted},
+		{"a dark site is left out", siteDown},
 		{"what the blueprint has no more goes", removed},
 		{"a box is made anew on demand", replaced},
 		{"what is not ours is refused", refused},
@@ -402,22 +402,50 @@ func failover(t *testing.T) {
 	t.Log("sessions through the VIP (connect, login, EPSV, LIST), one begun every 50 ms; gap = no session completed:\n" + strings.Join(table, "\n"))
 }
 
-// rebuild deletes the machines by hand; a jump host that has nothing but the
-// blueprint and its environment makes them again.
+// rebuild takes away machines, the namespace, all of it, and the home of the jump
+// host each time: what has nothing but the blueprint and its environment plans
+// what is gone and nothing else, and makes it again.
 func rebuild(t *testing.T) {
-	for _, lost := range [][]string{{boxA}, {boxA, boxB}} {
+	const namespace = "namespace ftp"
+	losses := [][]string{{boxA}, {namespace}, {boxA, boxB, namespace}}
+	if times(0, 1) > 0 {
+		losses = append(losses, []string{boxA, boxB})
+	}
+	for _, lost := range losses {
 		t.Run(strings.Join(lost, " and "), func(t *testing.T) {
-			for _, box := range lost {
-				byHand(t, "vm-destroy", box)
+			gone := map[string]bool{} // steps that may have something to do
+			for _, what := range lost {
+				if what == namespace {
+					byHand(t, "namespace-delete", "ftp")
+					gone["kubernetes/vsftpd"] = true
+					continue
+				}
+				byHand(t, "vm-destroy", what)
+				for _, step := range []string{"vm/" + what, "power/" + what, "host/" + what, "placement/ftp"} {
+					gone[step] = true
+				}
 			}
 			shell(t, "jump", `find "$HOME" -mindepth 1 -delete; [ -z "$(ls -A "$HOME")" ]`)
+			var said []string
 			for _, c := range planned(t) {
-				if strings.HasPrefix(c.Address, "kubernetes/") {
-					t.Errorf("the cluster is planned to change: %+v", c)
+				said = append(said, c.Action+" "+c.Target)
+				if !gone[c.Address] {
+					t.Errorf("planned, and not gone: %+v", c)
+				}
+				if strings.HasPrefix(c.Address, "kubernetes/") && c.Action != "create" {
+					t.Errorf("planned of a namespace that is gone: %+v", c)
+				}
+			}
+			for _, what := range lost {
+				if what == namespace {
+					what = "PersistentVolumeClaim ftp/vsftpd-home"
+				}
+				if !slices.Contains(said, "create "+what) {
+					t.Errorf("the plan does not say that %s is gone: %q", what, said)
 				}
 			}
 			r := deploy(t, "apply", "--yes").must(t).says(t, "PASS")
-			t.Logf("rebuilt in %.1f s", r.took.Seconds())
+			t.Logf("rebuilt by %d changes and proven in %.1f s", len(said), r.took.Seconds())
 			planIsEmpty(t)
 			if left := shell(t, "jump", `ls -A "$HOME"`); left != "" {
 				t.Logf("ftpdeploy keeps on the jump host: %s", left)
