@@ -50,6 +50,7 @@ func TestMainJob(t *testing.T) {
 		{"a failed change goes back", failedChange},
 		{"a box goes back when the jump host is gone", jumpHostKilled},
 		{"peers go away in the middle of an apply", peersGoAway},
+		{"history goes back", historyGoesBack},
 		{"the VIP survives its holder", failover},
 		{"lost machines are rebuilt", rebuild},
 		{"destroy leaves nothing but data", destroy},

@@ -54,7 +54,7 @@ func savedPlan(t *testing.T) {
 
 	apply(file, "--max-changes", "1").exits(t, 1).says(t, "refused by --max-changes 1")
 	apply(file, "--deny", "reload").exits(t, 1).says(t, "refused by --deny reload")
-	apply(file).must(t).says(t, "8 changes as planned", "PASS")
+	apply(file).must(t).says(t, "10 changes as planned", "PASS")
 	apply(file).exits(t, 4).says(t, "not needed any more")
 
 	rewrite(`address         = "`+vip+`"`, `address         = "203.0.113.16"`)

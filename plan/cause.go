@@ -18,6 +18,7 @@ type CauseKind string
 const (
 	ByBlueprint  CauseKind = "blueprint"  // the blueprint asks for something else than was made from it
 	ByDrift      CauseKind = "drift"      // the target was changed by others
+	ByRollback   CauseKind = "rollback"   // a generation that is gone back to had it otherwise
 	ByDependency CauseKind = "dependency" // another change of the plan makes this one needed
 )
 

@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -124,6 +125,13 @@ func TestCostOfANoOpPlan(t *testing.T) {
 			Settings: []string{"net.ipv4.ip_nonlocal_bind"},
 			Booleans: []string{"haproxy_connect_any"},
 			Ports:    []Ports{{21, 21}, {21100, 21110}},
+			Newest:   []string{b.Root + "/var/lib/ftpdeploy/history"},
+		}
+		for i := range 11 {
+			f := File{Path: fmt.Sprintf("%s/%d-20261123T100209Z-0123456789abcdef", q.Newest[0], 99+i), Mode: "0600", Owner: ":", Content: text}
+			if err := first.Put(t.Context(), f); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for _, name := range []string{"sysctl.conf", "check", "haproxy.cfg", "keepalived.conf"} {
 			f := File{Path: b.Root + "/etc/" + name, Mode: "0644", Owner: ":", Content: text}
@@ -147,8 +155,8 @@ func TestCostOfANoOpPlan(t *testing.T) {
 			q.Files[i].Known = f.Files[q.Files[i].Path].SHA256
 		}
 		h := enter(t, c)
-		if _, err := h.Find(t.Context(), q); err != nil {
-			t.Fatal(err)
+		if f, err = h.Find(t.Context(), q); err != nil || f.Newest[q.Newest[0]] != "109-20261123T100209Z-0123456789abcdef" {
+			t.Fatalf("%v, %v", f, err)
 		}
 		s := h.Stats()
 		t.Logf("%+v", s)
@@ -278,6 +286,47 @@ func TestPutOfACutConnectionLeavesTheFile(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(dir + "/.a.*"); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestFilesOfADirectory(t *testing.T) {
+	b, h, _ := startBox(t)
+	dir := b.Root + "/var/lib/ftpdeploy/history"
+	if names, err := h.List(t.Context(), dir); err != nil || len(names) != 0 {
+		t.Errorf("a directory that is not there: %q, %v", names, err)
+	}
+	if f, err := h.Find(t.Context(), Query{Newest: []string{dir}}); err != nil || f.Newest[dir] != "" {
+		t.Errorf("a directory that is not there: %v, %v", f, err)
+	}
+	contents := map[string]string{"1-a": "one\n", "2-b": "", "-x y": "two\n@end\n\x00three"}
+	for name, content := range contents {
+		if err := h.Put(t.Context(), File{Path: dir + "/" + name, Mode: "0600", Owner: ":", Content: []byte(content)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names, err := h.List(t.Context(), dir); err != nil || strings.Join(names, "|") != "-x y|1-a|2-b" {
+		t.Errorf("%q, %v", names, err)
+	}
+	names := []string{"2-b", "-x y", "1-a"}
+	texts, err := h.Read(t.Context(), dir, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		if string(texts[i]) != contents[name] {
+			t.Errorf("%s: %q", name, texts[i])
+		}
+	}
+	if _, err := h.Read(t.Context(), dir, "1-a", "none"); err == nil {
+		t.Error("a file that is not there was read")
+	}
+	for _, left := range [][]string{{"1-a", "none"}, {"2-b", "-x y"}, {"2-b"}} {
+		if err := h.Remove(t.Context(), dir, left...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the empty directory stays: %v", err)
 	}
 }
 

@@ -21,6 +21,7 @@ type Query struct {
 	Units    []string // with their suffix: "haproxy.service"
 	Settings []string // kernel settings: "net.ipv4.ip_nonlocal_bind"
 	Files    []FileQuery
+	Newest   []string // directories of files whose names begin with a number
 	Booleans []string // of SELinux
 	Ports    []Ports  // whose connections are counted
 }
@@ -43,6 +44,7 @@ type Facts struct {
 	Units    map[string]UnitState
 	Settings map[string]string
 	Files    map[string]FileState
+	Newest   map[string]string // name of the file with the highest number, "" where the directory is not there or empty
 	Links    []Link
 	Firewall Firewall
 	SELinux  SELinux
@@ -186,6 +188,9 @@ func (q Query) script() string {
 	for _, f := range q.Files {
 		call("file", f.Path, f.Known, f.Package)
 	}
+	for _, d := range q.Newest {
+		call("newest", d)
+	}
 	call("addresses")
 	for _, p := range q.Ports {
 		call("connections", strconv.Itoa(p.First), strconv.Itoa(p.Last))
@@ -211,6 +216,7 @@ func parseFacts(out []byte) (*Facts, error) {
 		Units:    map[string]UnitState{},
 		Settings: map[string]string{},
 		Files:    map[string]FileState{},
+		Newest:   map[string]string{},
 		Firewall: Firewall{Zones: map[string]Zone{}, Links: map[string]string{}},
 		SELinux:  SELinux{Booleans: map[string]bool{}},
 		Open:     map[Ports]map[netip.Addr]int{},
@@ -273,6 +279,8 @@ func (f *Facts) add(s section) error {
 		f.Settings[s.name] = strings.Join(s.lines, "\n")
 	case "file":
 		return f.addFile(s)
+	case "newest":
+		f.Newest[s.name] = strings.Join(s.lines, "\n")
 	case "addresses":
 		return f.addLinks(s.lines)
 	case "connections":

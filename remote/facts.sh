@@ -71,6 +71,14 @@ file() {
 	printf 'content\n%s\n' "$v"
 }
 
+# newest DIR: the name with the highest number
+newest() {
+	echo "@newest $1"
+	[ -d "$1" ] || return 0
+	v=$(ls -v "$1") || die "read $1"
+	echo "$v" | tail -n1
+}
+
 addresses() {
 	v=$(ip -br addr) || die 'ip addr'
 	printf '@addresses\n%s\n' "$v"

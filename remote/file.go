@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -136,6 +137,58 @@ mkdir -p "${f%%/*}" || exit 1
 	b.WriteString(`sync "$f"`)
 	if _, err := h.change(ctx, b.String(), nil); err != nil {
 		return fmt.Errorf("note in %s: %w", file, err)
+	}
+	return nil
+}
+
+// List names the files of a directory, but those whose names begin with a dot; none
+// where it does not exist.
+func (h *Host) List(ctx context.Context, dir string) ([]string, error) {
+	out, err := h.Run(ctx, fmt.Sprintf("[ -d %s ] || exit 0\nls %[1]s", quote(dir)), nil)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", dir, err)
+	}
+	var names []string
+	for line := range strings.Lines(string(out)) {
+		names = append(names, strings.TrimSuffix(line, "\n"))
+	}
+	return names, nil
+}
+
+// Read returns the content of files of a directory, in the order of their names here.
+func (h *Host) Read(ctx context.Context, dir string, names ...string) ([][]byte, error) {
+	var b strings.Builder
+	b.WriteString("cd " + quote(dir) + " || exit 1\n")
+	for _, n := range names {
+		b.WriteString("v=$(base64 " + quote("./"+n) + ") || exit 1\nprintf '%s\\n@end\\n' \"$v\"\n")
+	}
+	out, err := h.Run(ctx, b.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", dir, err)
+	}
+	texts := strings.Split(string(out), "\n@end\n")
+	if len(texts) != len(names)+1 {
+		return nil, fmt.Errorf("read %s: on %s: %d of %d files came", dir, h.name, len(texts)-1, len(names))
+	}
+	all := make([][]byte, len(names))
+	for i := range names {
+		if all[i], err = base64.StdEncoding.DecodeString(strings.ReplaceAll(texts[i], "\n", "")); err != nil {
+			return nil, fmt.Errorf("read %s/%s: on %s: %w", dir, names[i], h.name, err)
+		}
+	}
+	return all, nil
+}
+
+// Remove removes files of a directory, and the directory when nothing is left in it.
+func (h *Host) Remove(ctx context.Context, dir string, names ...string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "[ -d %s ] || exit 0\ncd %[1]s || exit 1\n", quote(dir))
+	for _, n := range names {
+		b.WriteString("rm -f " + quote("./"+n) + " || exit 1\n")
+	}
+	b.WriteString("sync .\n[ \"$(ls -A)\" ] || rmdir " + quote(dir) + "\n")
+	if _, err := h.Run(ctx, b.String(), nil); err != nil {
+		return fmt.Errorf("remove files of %s: %w", dir, err)
 	}
 	return nil
 }

@@ -126,8 +126,8 @@ func (k *kubernetes) source(object kube.Ref, path string) string {
 	return service
 }
 
-// cause says where the differences of an object come from: the blueprint, unless
-// others wrote everything that differs.
+// cause says where the differences of an object come from: the blueprint or what is
+// gone back to, unless others wrote everything that differs.
 func (k *kubernetes) cause(object kube.Ref, deltas []kube.Delta) plan.Cause {
 	var from []string
 	last := plan.Cause{Kind: plan.ByDrift}
@@ -139,8 +139,11 @@ func (k *kubernetes) cause(object kube.Ref, deltas []kube.Delta) plan.Cause {
 			last.By, last.At = d.Manager, d.Time.UTC()
 		}
 	}
-	if from == nil {
+	switch {
+	case from == nil:
 		return last
+	case k.past && objectGoesBack(object.Kind):
+		return plan.Cause{Kind: plan.ByRollback}
 	}
 	return asked(k.topology, from...)
 }

@@ -87,6 +87,7 @@ type hostStep struct {
 	reverted *trial
 	// keep keeps the evidence of a failure; nil where nobody wants it.
 	keep func(name string, text []byte) error
+	past *Generation // that is gone back to; nil = the blueprint holds
 }
 
 // newHost makes the step "host/NAME". Connect enters the box, or returns
@@ -327,6 +328,7 @@ func (s *hostStep) query(files []proxy.File) remote.Query {
 	for _, p := range []string{installedAt, enabledAt, openedAt, booleanAt, generationAt, armedAt, proxy.DrainedPath} {
 		q.Files = append(q.Files, remote.FileQuery{Path: s.root + p})
 	}
+	q.Newest = []string{s.root + historyAt}
 	if s.group.SELinux == "manage" {
 		q.Booleans = []string{connectAny}
 	}
@@ -643,12 +645,12 @@ func (l *hostLook) blame(f proxy.File, s remote.FileState) (string, plan.Cause) 
 		}
 		switch loaded := l.facts.Files[d.Marker]; {
 		case loaded.Exists && strings.TrimSpace(string(loaded.Content)) == s.Identity:
-			return "the blueprint says otherwise", asked(l.topology, f.Because(s.Content)...)
+			return l.source() + " says otherwise", l.wish(f.Because(s.Content)...)
 		case loaded.Exists:
 			return fmt.Sprintf("drift: edited at %s, owner %s", when, s.Owner), edited(s)
 		}
 	}
-	return fmt.Sprintf("differs from the blueprint: last written at %s, owner %s", when, s.Owner), edited(s)
+	return fmt.Sprintf("differs from %s: last written at %s, owner %s", l.source(), when, s.Owner), edited(s)
 }
 
 // since is the cause of what a box lacks: the blueprint's wish at an address, or
@@ -666,6 +668,23 @@ func (l *hostLook) packageFrom(p remote.Package) string {
 		return "lb_group." + l.group.Name + ".keepalived"
 	}
 	return "lb_group." + l.group.Name + ".haproxy"
+}
+
+// source is what says how the box should be.
+func (s *hostStep) source() string {
+	if s.past != nil {
+		return fmt.Sprintf("generation %d", s.past.Number)
+	}
+	return "the blueprint"
+}
+
+// wish is the cause of a change to a file: the blueprint's values at some
+// addresses, or the generation that is gone back to.
+func (s *hostStep) wish(addresses ...string) plan.Cause {
+	if s.past != nil {
+		return plan.Cause{Kind: plan.ByRollback}
+	}
+	return asked(s.topology, addresses...)
 }
 
 // file is what remote puts for f: what it replaces is kept, for the way back.
@@ -877,7 +896,7 @@ func (l *hostLook) marked() bool {
 	for _, d := range l.daemons() {
 		files = append(files, strings.TrimPrefix(d.Marker, l.root))
 	}
-	return slices.ContainsFunc(files, func(f string) bool { return l.state(f).Exists })
+	return l.facts.Newest[l.root+historyAt] != "" || slices.ContainsFunc(files, func(f string) bool { return l.state(f).Exists })
 }
 
 func (l *hostLook) undo(what string, action plan.Action, reason, from string, do func(context.Context, *remote.Host, func(string)) error) plan.Change {

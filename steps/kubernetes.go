@@ -51,15 +51,16 @@ type kubernetes struct {
 	workload
 	wanted     func() (*manifests, error) // made once: the account's checksum takes a tenth of a second
 	client     func(context.Context) (*kube.Client, error)
+	past       bool     // wanted is a former generation
 	deleteData []string // claims that are deleted although they are kept: volume NAME or SERVICE/NAME
 	after      []string
 }
 
 // newKubernetes makes the step "kubernetes/NAME"; after are the steps that come
 // first: those that give back NodePorts that it needs, and boxes.
-func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string, after ...string) plan.Step {
+func newKubernetes(t *blueprints.Topology, s *blueprints.Service, client func(context.Context) (*kube.Client, error), deleteData []string, after ...string) *kubernetes {
 	w := workload{t, s}
-	return &kubernetes{w, sync.OnceValues(w.manifests), client, deleteData, after}
+	return &kubernetes{workload: w, wanted: sync.OnceValues(w.manifests), client: client, deleteData: deleteData, after: after}
 }
 
 func (k *kubernetes) Name() string { return "kubernetes/" + k.service.Name }

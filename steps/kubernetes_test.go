@@ -82,6 +82,7 @@ func TestKubernetes(t *testing.T) {
 		"removed":          testRemovedNamespace,
 		"removed, blind":   testRemovedForbidden,
 		"adopt":            testAdopt,
+		"goes back":        testGoesBack,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, c) })
 	}

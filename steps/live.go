@@ -36,6 +36,9 @@ type Options struct {
 	// Keep keeps the evidence of a failure before anything is put back: name has
 	// slashes, "haproxy-a/journal.txt". nil = nobody wants it.
 	Keep func(name string, text []byte) error
+	Run  Run // what a generation is said to be made by
+	// Blueprint is a digest of what the topology was loaded from, for the history.
+	Blueprint func() (string, error)
 }
 
 // Live holds the connections of one run. Each is made when it is first needed,
@@ -50,6 +53,7 @@ type Live struct {
 	steps []*hostStep // of the last List
 	notes []string    // likewise
 	watch *Watch      // nil where nobody watches
+	past  *Generation // that is gone back to; nil = the blueprint holds
 
 	doomed map[*blueprints.Box]string // by box: the VM that goes, to be made anew
 

@@ -13,9 +13,9 @@ const LockTTL = 60
 
 // Run says who wants to hold a deployment's lock.
 type Run struct {
-	ID      string // unique
-	Who     string // as in "ci@jump1 pid 4121"
-	Command string // as in "ftpdeploy apply"
+	ID      string `json:"id"`      // unique
+	Who     string `json:"who"`     // as in "ci@jump1 pid 4121"
+	Command string `json:"command"` // as in "ftpdeploy apply"
 }
 
 // lockAt says where a deployment's lock is: in the cluster of the first

@@ -103,13 +103,14 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 	}
 	l.steps = seen.hosts
 	for _, h := range seen.hosts {
-		h.keep, h.cluster, h.former = l.options.Keep, l.clusterStep, l.former
+		h.keep, h.cluster, h.former, h.past = l.options.Keep, l.clusterStep, l.former, l.past
 		list = append(list, h)
 	}
 	widened, err := l.widened(ctx, seen.hosts)
 	if err != nil {
 		return nil, err
 	}
+	var services []*kubernetes
 	for _, s := range t.Services {
 		if s.Server != "vsftpd" {
 			continue
@@ -120,9 +121,17 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 				after = append(after, newRemovedNamespace(l, p.cluster, p.namespace).Name())
 			}
 		}
-		list = append(list, newKubernetes(t, s, l.clusterOf(s.Cluster), l.options.DeleteData, after...))
+		k := l.kubernetes(s, l.options.DeleteData, after...)
+		list, services = append(list, k), append(services, k)
 	}
 	list = append(list, last...)
+	if len(l.options.SitesDown) == 0 { // what a part of the boxes leads to is no generation
+		var all []string
+		for _, s := range list {
+			all = append(all, s.Name())
+		}
+		list = append(list, l.history(seen.hosts, services, all))
+	}
 	for i := range list {
 		list[i] = watched{list[i], l}
 	}
@@ -333,7 +342,13 @@ func (l *Live) hostSteps(workers map[*blueprints.Cluster][]netip.Addr) []*hostSt
 			if l.down(b) {
 				continue
 			}
-			files := func(context.Context) ([]proxy.File, error) { return proxy.Files(l.topology, g, b, workers) }
+			files := func(context.Context) ([]proxy.File, error) {
+				files, err := proxy.Files(l.topology, g, b, workers)
+				if err == nil && l.past != nil {
+					files, err = l.past.files(b.Name, files)
+				}
+				return files, err
+			}
 			var after []string
 			if b.Created() {
 				after = []string{"power/" + b.Name}
@@ -411,7 +426,23 @@ func (l *Live) clusterStep(s *blueprints.Service) plan.Step {
 	if s.Server != "vsftpd" {
 		return nil
 	}
-	return newKubernetes(l.topology, s, l.clusterOf(s.Cluster), nil)
+	return l.kubernetes(s, nil)
+}
+
+// kubernetes makes the step of a service, leading to a former generation if that
+// is gone back to.
+func (l *Live) kubernetes(s *blueprints.Service, deleteData []string, after ...string) *kubernetes {
+	k := newKubernetes(l.topology, s, l.clusterOf(s.Cluster), deleteData, after...)
+	if k.past = l.past != nil; k.past {
+		k.wanted = sync.OnceValues(func() (*manifests, error) {
+			m, err := k.manifests()
+			if err != nil {
+				return nil, err
+			}
+			return l.past.manifests(s, m)
+		})
+	}
+	return k
 }
 
 func (l *Live) vcenterOf(b *blueprints.Box) func(context.Context) (*vsphere.Client, error) {

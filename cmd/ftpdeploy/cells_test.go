@@ -106,9 +106,25 @@ func external(name string) error {
 	return os.WriteFile(name, regexp.MustCompile(`(?m)^  image     = .*$`).ReplaceAll(src, []byte(`  server    = "external"`)), 0o600)
 }
 
-// mainCells is main with cells of the working directory in the place of steps.
+// generations are those of the file generations.json in dir; no file, none.
+func generations(dir string) func(*steps.Live, context.Context) ([]*steps.Generation, error) {
+	return func(*steps.Live, context.Context) ([]*steps.Generation, error) {
+		b, err := os.ReadFile(filepath.Join(dir, "generations.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		var all []*steps.Generation
+		return all, json.Unmarshal(b, &all)
+	}
+}
+
+// mainCells is main with cells of the working directory in the place of steps, and
+// its history.
 func mainCells() {
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, list: cells(".")}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, list: cells("."), history: generations(".")}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 

@@ -147,6 +147,22 @@ type (
 		Value     string `json:"value"`
 		Sensitive bool   `json:"sensitive"`
 	}
+	generation struct {
+		Number    int      `json:"number"`
+		Made      string   `json:"made"`
+		Who       string   `json:"who"`
+		Command   string   `json:"command"`
+		RunID     string   `json:"made_by_run"`
+		Ftpdeploy string   `json:"ftpdeploy"`
+		Blueprint string   `json:"blueprint"` // digest
+		Back      int      `json:"rollback_to,omitempty"`
+		Differs   []string `json:"differs"` // names of what differs from the one before
+		Current   bool     `json:"current"` // the newest
+	}
+	difference struct {
+		Name    string `json:"name"`
+		Unified string `json:"unified"`
+	}
 	note     struct{} // a result in words
 	progress struct{} // no result: people see it on stderr while it is true
 	runEnd   struct {
@@ -193,6 +209,10 @@ func (e event) kind() string {
 		return "drain"
 	case output:
 		return "output"
+	case generation:
+		return "generation"
+	case difference:
+		return "diff"
 	case note:
 		return "note"
 	case progress:

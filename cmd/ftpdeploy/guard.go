@@ -143,7 +143,7 @@ func (g *guard) allows(f *planFile) error {
 // narrow leaves out of p what --only and --skip do not mean, and tells in lines
 // what was taken in and left out.
 func (d *deployment) narrow(p *plan.Plan) ([]string, error) {
-	scope := d.guard.scope
+	scope := d.withHistory(d.guard.scope, p)
 	if len(scope.Only)+len(scope.Skip) == 0 {
 		return nil, nil
 	}

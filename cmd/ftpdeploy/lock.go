@@ -50,9 +50,14 @@ type fileHolder struct {
 
 // newLock readies the deployment's lock; wait is how long others are waited for.
 func (d *deployment) newLock(wait time.Duration) *lock {
-	return &lock{deployment: d, until: d.now().Add(wait), run: steps.Run{
-		ID: d.runID, Who: fmt.Sprintf("%s@%s pid %d", d.user, d.host, os.Getpid()), Command: fmt.Sprintf("ftpdeploy %s -f %s", d.verb, d.file),
-	}}
+	return &lock{deployment: d, until: d.now().Add(wait), run: d.identity()}
+}
+
+// identity says who runs what.
+func (a *app) identity() steps.Run {
+	return steps.Run{
+		ID: a.runID, Who: fmt.Sprintf("%s@%s pid %d", a.user, a.host, os.Getpid()), Command: fmt.Sprintf("ftpdeploy %s -f %s", a.verb, a.file),
+	}
 }
 
 // enter takes the file, and ends the run where another one is under way. What a

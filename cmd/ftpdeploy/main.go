@@ -27,7 +27,7 @@ import (
 )
 
 func main() {
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, list: (*steps.Live).List}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, now: time.Now, list: (*steps.Live).List, history: (*steps.Live).History}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 
@@ -38,6 +38,7 @@ type app struct {
 	env            func(string) (string, bool)
 	now            func() time.Time
 	list           func(*steps.Live, context.Context, plan.Goal) ([]plan.Step, error)
+	history        func(*steps.Live, context.Context) ([]*steps.Generation, error)
 
 	file       string
 	vars       []string
@@ -59,7 +60,7 @@ type app struct {
 	confirmWithin time.Duration
 
 	started    time.Time
-	verb       string // the command in one word
+	verb       string // the command, as others are told of it
 	runID      string
 	user, host string
 	emit       func(event)
@@ -264,7 +265,8 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
-		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.drainCommand(), a.resumeCommand(), a.versionCommand(),
+		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
+		a.drainCommand(), a.resumeCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs

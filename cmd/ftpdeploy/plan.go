@@ -127,6 +127,7 @@ type deployment struct {
 	took     time.Duration                // by its application
 	guard    guard
 	choices
+	back *steps.Generation // that is gone back to; nil = the blueprint holds
 }
 
 // open loads the blueprint; connections are made when they are needed.
@@ -145,6 +146,7 @@ func (a *app) open(c choices) (*deployment, error) {
 		Kubeconfig: a.kubeconfig, Context: a.context, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
 		DeleteData: c.DeleteData, SitesDown: c.SitesDown, Replace: c.Replace,
 		Waiting: func(text string) { a.emit(event{level: "info", msg: text, data: progress{}}) },
+		Run:     a.identity(), Blueprint: func() (string, error) { return a.historyMark(t.ID) },
 	})
 	return &deployment{app: a, topology: t, live: live, choices: c}, nil
 }
@@ -229,11 +231,15 @@ func (d *deployment) describe(p *plan.Plan, scoped []string, took time.Duration)
 	if err != nil {
 		return nil, err
 	}
+	source := d.file
+	if d.back != nil {
+		source = fmt.Sprintf("generation %d", d.back.Number)
+	}
 	f := &planFile{
 		Format: planFormat, Ftpdeploy: version(), Made: d.now().UTC(), Deployment: d.topology.ID, Blueprint: blueprint,
-		Scope: d.guard.scope, choices: d.choices, Drain: d.drain, Allowed: d.guard.allow,
+		Scope: d.guard.scope, back: d.back, choices: d.choices, Drain: d.drain, Allowed: d.guard.allow,
 		Scoped: scoped, Impact: d.live.Forecast(p), Plan: p.Save(), Needs: steps.Dangers(d.topology, p, d.SitesDown),
-		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, d.file, d.targets(), took.Seconds()),
+		Head: fmt.Sprintf("%s  (%s)  %s\nobserved in %.1f s", d.topology.ID, source, d.targets(), took.Seconds()),
 	}
 	f.Digest = f.Plan.Digest()
 	for _, o := range d.live.Observed() {
@@ -271,6 +277,8 @@ func (s *planSummary) text(f *planFile, changes int) string {
 		return "No changes: the steps that are meant are as they should be."
 	case changes == 0 && f.Plan.Goal == plan.Absent:
 		return "Nothing to remove: this deployment owns nothing here."
+	case changes == 0 && f.back != nil:
+		return fmt.Sprintf("No changes: everything that goes back is as in generation %d.", f.back.Number)
 	case changes == 0:
 		return "No changes: everything is as the blueprint says."
 	}

@@ -40,6 +40,8 @@ type planFile struct {
 	Impact   *plan.Impact   `json:"impact,omitempty"` // of all changes together
 	Next     string         `json:"next,omitempty"`
 
+	back *steps.Generation // that this goes back to; such a plan is in no file
+
 	Digest string `json:"digest"`
 	SHA256 string `json:"sha256"` // of all of this with "" here
 }

@@ -64,7 +64,10 @@ func (h *human) emit(e event) {
 	case planChange:
 		h.clear()
 		h.change(d)
-	case planSummary, drained, output:
+	case difference:
+		h.clear()
+		h.unified("", d.Unified)
+	case planSummary, drained, output, generation:
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
 	case note:
@@ -125,18 +128,7 @@ func (h *human) change(c planChange) {
 			fmt.Fprintf(h.out, "      %s: %s -> %s\n", f.Path, f.Before, f.After)
 		}
 	}
-	for line := range strings.Lines(c.Unified) {
-		line = strings.TrimRight(line, "\n")
-		switch {
-		case strings.HasPrefix(line, "+++"), strings.HasPrefix(line, "---"):
-			line = h.paint(dim, line)
-		case strings.HasPrefix(line, "+"):
-			line = h.paint(green, line)
-		case strings.HasPrefix(line, "-"):
-			line = h.paint(red, line)
-		}
-		fmt.Fprintln(h.out, "      "+line)
-	}
+	h.unified("      ", c.Unified)
 	for i, line := range c.Reason.lines() {
 		word := h.paint(dim, "because")
 		if i > 0 {
@@ -174,6 +166,22 @@ func impactText(i plan.Impact) string {
 		text += "; " + i.Note
 	}
 	return text
+}
+
+// unified prints a diff, each line behind an indent.
+func (h *human) unified(indent, diff string) {
+	for line := range strings.Lines(diff) {
+		line = strings.TrimRight(line, "\n")
+		switch {
+		case strings.HasPrefix(line, "+++"), strings.HasPrefix(line, "---"):
+			line = h.paint(dim, line)
+		case strings.HasPrefix(line, "+"):
+			line = h.paint(green, line)
+		case strings.HasPrefix(line, "-"):
+			line = h.paint(red, line)
+		}
+		fmt.Fprintln(h.out, indent+line)
+	}
 }
 
 // lines are a reason for people: why, then where the blueprint says so.
