@@ -29,6 +29,7 @@ var causes = []struct {
 		},
 		may: []string{"$1 KEPT"},
 	},
+	{target: `(\S+):history`, must: []string{"$1 directory /var/lib/ftpdeploy/history"}, may: []string{"$1 GENERATION", "$1 directory /var/lib/ftpdeploy"}},
 	{target: `(\S+):proof`, must: []string{"$1 job ftpdeploy-revert.timer stop"}},
 	// The file that keeps a box away is gone again at the end.
 	{target: `(\S+):(?:drain|resume)`, must: []string{"$1 directory /var/lib/ftpdeploy"}, may: []string{"$1 job keepalived.service restart"}},
@@ -117,7 +118,10 @@ func caused(t *testing.T, changes []change) (must, may map[string]bool) {
 	return must, may
 }
 
-var keptFile = regexp.MustCompile(`^(\S+) (?:file|directory) /var/lib/ftpdeploy/generations/\d+(?:/\S+)?$`)
+var (
+	keptFile   = regexp.MustCompile(`^(\S+) (?:file|directory) /var/lib/ftpdeploy/generations/\d+(?:/\S+)?$`)
+	generation = regexp.MustCompile(`^(\S+) file /var/lib/ftpdeploy/history/\d+-\w+-\w+$`)
+)
 
 // account holds what was seen against what changes may do, and says what is too
 // much and what is missing.
@@ -126,7 +130,7 @@ func account(t *testing.T, changes []change, seen []string) (extra, missing []st
 	must, may := caused(t, changes)
 	times := count(seen)
 	for what, n := range times {
-		kept := keptFile.ReplaceAllString(what, "$1 KEPT")
+		kept := generation.ReplaceAllString(keptFile.ReplaceAllString(what, "$1 KEPT"), "$1 GENERATION")
 		switch {
 		case may[what], may[kept], must[what] && (n == 1 || what == lockRenewal):
 		case must[what]:
