@@ -36,6 +36,10 @@ const (
 	// refusedBound is how long a client goes on asking to be let in while the
 	// password is being changed.
 	refusedBound = time.Minute
+	// narrow is the range of the lab's blueprint. vsftpd draws a port ten times and
+	// then gives up, so that eight transfers at once make it fail now and then; with
+	// wide twenty do not.
+	narrow, wide = `ports           = "21100-21110"`, `ports           = "21100-21200"`
 	// retryPause is between a client's failure and its next try.
 	retryPause = 500 * time.Millisecond
 )
@@ -435,9 +439,8 @@ func trafficGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Twenty clients hold as many ports: more than the lab's range has.
 	live := strings.NewReplacer(`  namespace = "ftp"`, "  namespace = \"ftp\"\n  live_settings = true\n  idle_session = \"10m\"",
-		`ports           = "21100-21110"`, `ports           = "21100-21140"`).Replace(string(text))
+		narrow, wide).Replace(string(text))
 	file := filepath.Join(t.TempDir(), "lab.ftp.hcl")
 	apply := func() result {
 		t.Helper()
@@ -457,7 +460,7 @@ func trafficGoesOn(t *testing.T) {
 			password += "-new"
 			shell(t, "client", "printf %s '"+password+"' > ~/"+passwordFile)
 		}},
-		{name: "range widened", from: `ports           = "21100-21140"`, to: `ports           = "21100-21160"`},
+		{name: "range widened", from: wide, to: `ports           = "21100-21220"`},
 		{name: "worker added", from: `"198.51.100.22"]`, to: `"198.51.100.22", "198.51.100.23"]`},
 		{name: "log target", from: `hard_stop_after = "4h"`, to: "hard_stop_after = \"4h\"\n    extra_global = \"log 127.0.0.1:514 local1\""},
 		{name: "max_sessions", from: `hard_stop_after = "4h"`, to: "hard_stop_after = \"4h\"\n    max_sessions = 5000"},
@@ -630,6 +633,7 @@ func throughput(t *testing.T) {
 	if pod[1] == neighbour {
 		neighbour = "worker-2"
 	}
+	deploy(t, "-f", variant(t, narrow, wide), "apply", "--yes").must(t)
 	size := times(64, 256) // MiB
 	password := shell(t, "client", `printf %s "$FTPDEPLOY_VAR_ftp_password"`)
 	// fetch puts one file and has n streams get it at once, from a host.
@@ -652,4 +656,6 @@ curl -sS --netrc-file "$netrc" -Q "-DELE throughput" -I "ftp://$1/" > /dev/null`
 		}
 		t.Logf("%d streams of %d MiB: %4.0f MiB/s through the VIP, %4.0f MiB/s to the pod, ratio %.2f (medians of 3)", n, size, median(vips), median(pods), median(vips)/median(pods))
 	}
+	deploy(t, "apply", "--yes", "--allow", "shrink-range").must(t)
+	planIsEmpty(t)
 }
