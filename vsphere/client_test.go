@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -200,11 +201,11 @@ func TestGoesAway(t *testing.T) {
 func TestRestarts(t *testing.T) {
 	s := vcsim.Start(t)
 	var said []string
-	away := 0 // how many connections are refused
+	var away atomic.Int32 // how many connections are refused
 	config := config(s)
 	config.Waiting = func(text string) { said = append(said, text) }
 	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-		if away--; away >= 0 {
+		if away.Add(-1) >= 0 {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, address)
@@ -222,10 +223,11 @@ func TestRestarts(t *testing.T) {
 	restart := func() {
 		s.ExpireSessions(t)
 		s.CloseConnections()
-		said, away = nil, 2
+		said = nil
+		away.Store(2)
 	}
 	restart()
-	if _, err := c.Find(t.Context(), deployment, "lb1"); err != nil || len(said) != 1 || !strings.Contains(said[0], "connection refused") {
+	if _, err := c.Find(t.Context(), deployment, "lb1"); err != nil || len(said) != 1 || !strings.Contains(said[0], "waiting for vCenter") {
 		t.Errorf("a read: %v; said %q", err, said)
 	}
 	restart()
