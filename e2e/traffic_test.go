@@ -625,6 +625,7 @@ func reloadStorm(t *testing.T) {
 
 // throughput compares the way through the VIP with the way straight to the pod.
 func throughput(t *testing.T) {
+	deploy(t, "-f", variant(t, narrow, wide), "apply", "--yes").must(t)
 	pod := strings.Fields(byHand(t, "pod"))
 	if len(pod) != 2 {
 		t.Fatalf("the pod is %v", pod)
@@ -633,7 +634,6 @@ func throughput(t *testing.T) {
 	if pod[1] == neighbour {
 		neighbour = "worker-2"
 	}
-	deploy(t, "-f", variant(t, narrow, wide), "apply", "--yes").must(t)
 	size := times(64, 256) // MiB
 	password := shell(t, "client", `printf %s "$FTPDEPLOY_VAR_ftp_password"`)
 	// fetch puts one file and has n streams get it at once, from a host.
