@@ -22,23 +22,18 @@ func (a *app) historyCommand() *cobra.Command {
 		Example:     "  ftpdeploy history\n  ftpdeploy history --json",
 		Annotations: map[string]string{"events": "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := a.cancelOnStop(cmd.Context())
-			defer cancel()
-			d, err := a.open(choices{})
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			all, err := d.generations(ctx)
-			if err != nil {
-				return err
-			}
-			if len(all) == 0 {
-				a.emit(event{level: "info", msg: "Nothing is kept: no apply has come to its end here.", data: note{}})
+			return a.reading(cmd.Context(), choices{}, func(ctx context.Context, d *deployment) error {
+				all, err := d.generations(ctx)
+				if err != nil {
+					return err
+				}
+				if len(all) == 0 {
+					a.emit(event{level: "info", msg: "Nothing is kept: no apply has come to its end here.", data: note{}})
+					return nil
+				}
+				d.table(all)
 				return nil
-			}
-			d.table(all)
-			return nil
+			})
 		},
 	}
 }
@@ -118,24 +113,19 @@ cluster have now, as far as a rollback would put it back.`,
 				}
 				numbers = append(numbers, n)
 			}
-			ctx, cancel := a.cancelOnStop(cmd.Context())
-			defer cancel()
-			d, err := a.open(choices{})
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			differences, err := d.diff(ctx, numbers)
-			if err != nil {
-				return err
-			}
-			for _, x := range differences {
-				a.emit(event{level: "info", msg: x.Name, data: difference(x)})
-			}
-			if len(differences) == 0 {
-				a.emit(event{level: "info", msg: "No differences.", data: note{}})
-			}
-			return nil
+			return a.reading(cmd.Context(), choices{}, func(ctx context.Context, d *deployment) error {
+				differences, err := d.diff(ctx, numbers)
+				if err != nil {
+					return err
+				}
+				for _, x := range differences {
+					a.emit(event{level: "info", msg: x.Name, data: difference(x)})
+				}
+				if len(differences) == 0 {
+					a.emit(event{level: "info", msg: "No differences.", data: note{}})
+				}
+				return nil
+			})
 		},
 	}
 }

@@ -32,33 +32,28 @@ func (a *app) planCommand() *cobra.Command {
 					return &exitError{64, errors.New("--site-down and --replace do not go with --destroy")}
 				}
 			}
-			ctx, cancel := a.cancelOnStop(cmd.Context())
-			defer cancel()
-			d, err := a.open(wishes)
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			d.guard = g
-			p, f, err := d.plan(ctx, goal)
-			if err != nil {
-				return err
-			}
-			if err := g.within(f.Plan); err != nil {
-				return err
-			}
-			f.Next = next(f, out)
-			if out != "" {
-				if err := f.write(out); err != nil {
+			return a.reading(cmd.Context(), wishes, func(ctx context.Context, d *deployment) error {
+				d.guard = g
+				p, f, err := d.plan(ctx, goal)
+				if err != nil {
 					return err
 				}
-			}
-			if detailed && !p.Empty() {
-				a.next = []string{f.Next}
-				return errPending
-			}
-			a.suggest(f.Next)
-			return nil
+				if err := g.within(f.Plan); err != nil {
+					return err
+				}
+				f.Next = next(f, out)
+				if out != "" {
+					if err := f.write(out); err != nil {
+						return err
+					}
+				}
+				if detailed && !p.Empty() {
+					a.next = []string{f.Next}
+					return errPending
+				}
+				a.suggest(f.Next)
+				return nil
+			})
 		},
 	}
 	g.flags(c)
@@ -149,6 +144,19 @@ func (a *app) open(c choices) (*deployment, error) {
 		Run:     a.identity(), Blueprint: func() (string, error) { return a.historyMark(t.ID) },
 	})
 	return &deployment{app: a, topology: t, live: live, choices: c}, nil
+}
+
+// reading opens for a command that changes nothing. It has no safe point to get
+// to, so its context ends at the first interrupt.
+func (a *app) reading(ctx context.Context, c choices, run func(context.Context, *deployment) error) error {
+	d, err := a.open(c)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	ctx, cancel := a.cancelOnStop(ctx)
+	defer cancel()
+	return run(ctx, d)
 }
 
 // close ends the connections. The run is over: what they answer changes nothing.

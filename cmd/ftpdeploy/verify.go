@@ -32,24 +32,19 @@ every worker, by listings that change nothing.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := a.cancelOnStop(cmd.Context())
-			defer cancel()
-			d, err := a.open(wishes)
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			for _, line := range d.live.LeftOut() {
-				d.emit(event{level: "warn", msg: line, data: note{}})
-			}
-			var v verdicts
-			v.smokes, err = d.verify(ctx, names, 0)
-			if matrix && ctx.Err() == nil && (err == nil || errors.Is(err, errFault)) {
-				var paths error
-				v.cells, paths = d.matrix(ctx)
-				err = cmp.Or(err, paths)
-			}
-			return errors.Join(err, v.write(files, d.now()))
+			return a.reading(cmd.Context(), wishes, func(ctx context.Context, d *deployment) error {
+				for _, line := range d.live.LeftOut() {
+					d.emit(event{level: "warn", msg: line, data: note{}})
+				}
+				var v verdicts
+				v.smokes, err = d.verify(ctx, names, 0)
+				if matrix && ctx.Err() == nil && (err == nil || errors.Is(err, errFault)) {
+					var paths error
+					v.cells, paths = d.matrix(ctx)
+					err = cmp.Or(err, paths)
+				}
+				return errors.Join(err, v.write(files, d.now()))
+			})
 		},
 	}
 	c.Flags().BoolVar(&matrix, "matrix", false, "prove every passive port from every box to every worker too")
