@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -113,34 +112,11 @@ func connections(text string) ([]Connection, error) {
 	var all []Connection
 	for line := range strings.Lines(text) {
 		local, client, _ := strings.Cut(strings.TrimSpace(line), " ")
-		l, err := socketAddress(local)
+		c, err := connection(local, client)
 		if err != nil {
 			return nil, err
 		}
-		c, err := socketAddress(client)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, Connection{l, c})
+		all = append(all, c)
 	}
 	return all, nil
-}
-
-// socketAddress reads "203.0.113.15:21", "[::ffff:203.0.113.15]:21" and
-// "203.0.113.15%frontend:21".
-func socketAddress(s string) (netip.AddrPort, error) {
-	i := strings.LastIndexByte(s, ':')
-	if i < 0 {
-		return netip.AddrPort{}, fmt.Errorf("ss said %q", s)
-	}
-	host, _, _ := strings.Cut(strings.Trim(s[:i], "[]"), "%")
-	address, err := netip.ParseAddr(host)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("ss said %q: %w", s, err)
-	}
-	port, err := strconv.ParseUint(s[i+1:], 10, 16)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("ss said %q: %w", s, err)
-	}
-	return netip.AddrPortFrom(address.Unmap(), uint16(port)), nil
 }

@@ -93,15 +93,11 @@ func (t *Traffic) addSockets(lines []string) error {
 		if len(w) < 5 || w[0] == "LISTEN" || w[0] == "TIME-WAIT" {
 			continue
 		}
-		local, err := endpoint(w[3])
+		c, err := connection(w[3], w[4])
 		if err != nil {
 			return err
 		}
-		peer, err := endpoint(w[4])
-		if err != nil {
-			return err
-		}
-		switch c := (Connection{local, peer}); w[0] {
+		switch w[0] {
 		case "ESTAB":
 			t.Open = append(t.Open, c)
 		case "SYN-RECV", "SYN-SENT": // not open yet
@@ -134,6 +130,16 @@ func (t *Traffic) addMasters(lines []string) error {
 		t.Masters = append(t.Masters, Mastery{seconds, strings.Trim(instance, "()")})
 	}
 	return nil
+}
+
+// connection reads the two ends of one.
+func connection(local, client string) (Connection, error) {
+	l, err := endpoint(local)
+	if err != nil {
+		return Connection{}, err
+	}
+	c, err := endpoint(client)
+	return Connection{l, c}, err
 }
 
 // endpoint reads an address with its port as ss and HAProxy write it: an IPv6
