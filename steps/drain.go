@@ -349,12 +349,8 @@ func (s *hostStep) until(ctx context.Context, bound time.Duration, report func(s
 			return err
 		}
 		report("waiting: " + err.Error())
-		pause := time.NewTimer(smokePause)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if pauseFor(ctx, smokePause); ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), err)
-		case <-pause.C:
 		}
 	}
 }

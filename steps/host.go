@@ -786,14 +786,8 @@ func (l *hostLook) pause(ctx context.Context, h *remote.Host, d daemon, report f
 	}
 	wait := d.gap - age
 	report(fmt.Sprintf("waiting %s: its worker is %s old, and min_reload_gap is %s", wait.Round(time.Second), age.Round(time.Second), d.gap))
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	pauseFor(ctx, wait)
+	return context.Cause(ctx)
 }
 
 // act makes the act of a change: the box is entered, again where the connection

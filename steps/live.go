@@ -204,13 +204,11 @@ func (l *Live) enter(ctx context.Context, b *blueprints.Box) (*remote.Host, erro
 		if n == 0 {
 			l.waiting(fmt.Sprintf("waiting for SSH of %s, at most %s: %v", b.Name, bootBound, err))
 		}
-		select {
-		case <-bounded.Done():
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
+		switch pauseFor(bounded, smokePause); {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case bounded.Err() != nil:
 			return nil, advised(b, fmt.Errorf("wait %s for SSH of a machine that just came up: %w", bootBound, err))
-		case <-time.After(500 * time.Millisecond):
 		}
 	}
 }

@@ -105,12 +105,8 @@ func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *bl
 			return results
 		}
 		o.Report(results[failed].Err.Error())
-		pause := time.NewTimer(smokePause)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if pauseFor(ctx, smokePause); ctx.Err() != nil {
 			return results
-		case <-pause.C:
 		}
 	}
 }
