@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -123,28 +124,42 @@ func (h *Host) load(ctx context.Context, d Daemon, verb string) error {
 // Age tells how long the youngest worker of a daemon has been running, by the
 // machine's own clock since boot; ok is false where there is none.
 func (h *Host) Age(ctx context.Context, d Daemon) (age time.Duration, ok bool, err error) {
-	out, err := h.Run(ctx, d.head()+daemonScript+"m=$(show MainPID) || exit 1\ncat /proc/uptime\nworkers\n", nil)
+	out, err := h.Run(ctx, d.head()+daemonScript+agesScript, nil)
 	if err != nil {
 		return 0, false, fmt.Errorf("look at the workers of %s: %w", d.Unit, err)
 	}
-	up, workers, _ := strings.Cut(string(out), "\n")
-	seconds, _, _ := strings.Cut(up, " ")
-	now, err := strconv.ParseFloat(seconds, 64)
+	ages, err := agesOf(strings.Split(strings.TrimSpace(string(out)), "\n"))
 	if err != nil {
-		return 0, false, fmt.Errorf("look at the workers of %s on %s: /proc/uptime: %w", d.Unit, h.name, err)
+		return 0, false, fmt.Errorf("look at the workers of %s on %s: %w", d.Unit, h.name, err)
 	}
-	for line := range strings.Lines(workers) {
-		_, ticks, _ := strings.Cut(strings.TrimSpace(line), " ")
+	if len(ages) == 0 {
+		return 0, false, nil
+	}
+	return ages[0], true, nil
+}
+
+// agesScript says when the machine booted, and when each worker began.
+const agesScript = "m=$(show MainPID) || exit 1\ncat /proc/uptime\nworkers\n"
+
+// agesOf reads how long workers have been running, the youngest first.
+func agesOf(lines []string) ([]time.Duration, error) {
+	up, _, _ := strings.Cut(lines[0], " ")
+	now, err := strconv.ParseFloat(up, 64)
+	if err != nil {
+		return nil, fmt.Errorf("/proc/uptime: %w", err)
+	}
+	var ages []time.Duration
+	for _, line := range lines[1:] {
+		_, ticks, _ := strings.Cut(line, " ")
 		start, err := strconv.ParseFloat(ticks, 64)
 		if err != nil {
-			return 0, false, fmt.Errorf("look at the workers of %s on %s: %w", d.Unit, h.name, err)
+			return nil, err
 		}
 		// USER_HZ is 100 on every platform that these machines are made for.
-		if a := time.Duration((now - start/100) * float64(time.Second)); !ok || a < age {
-			age, ok = a, true
-		}
+		ages = append(ages, time.Duration((now-start/100)*float64(time.Second)))
 	}
-	return age, ok, nil
+	slices.Sort(ages)
+	return ages, nil
 }
 
 // Enable has units start at boot.

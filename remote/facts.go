@@ -150,7 +150,7 @@ func bare(script string) string {
 // Find looks at a machine, in one go and without changing anything there. What
 // cannot be told is an error.
 func (h *Host) Find(ctx context.Context, q Query) (*Facts, error) {
-	out, err := h.Run(ctx, h.alone(q.script(), true), nil)
+	out, err := h.Run(ctx, h.alone(q.script()+"firewall\necho @end\n", true), nil)
 	if err != nil {
 		return nil, fmt.Errorf("look at the machine: %w", err)
 	}
@@ -161,6 +161,7 @@ func (h *Host) Find(ctx context.Context, q Query) (*Facts, error) {
 	return facts, nil
 }
 
+// script asks for all but the firewall.
 func (q Query) script() string {
 	var b strings.Builder
 	b.WriteString(script)
@@ -195,11 +196,9 @@ func (q Query) script() string {
 	for _, p := range q.Ports {
 		call("connections", strconv.Itoa(p.First), strconv.Itoa(p.Last))
 	}
-	call("firewall")
 	if len(q.Booleans) > 0 {
 		call(append([]string{"selinux"}, q.Booleans...)...)
 	}
-	call("echo @end")
 	return b.String()
 }
 
@@ -211,16 +210,7 @@ type section struct {
 
 // parseFacts reads what the script wrote.
 func parseFacts(out []byte) (*Facts, error) {
-	f := &Facts{
-		Packages: map[string]PackageState{},
-		Units:    map[string]UnitState{},
-		Settings: map[string]string{},
-		Files:    map[string]FileState{},
-		Newest:   map[string]string{},
-		Firewall: Firewall{Zones: map[string]Zone{}, Links: map[string]string{}},
-		SELinux:  SELinux{Booleans: map[string]bool{}},
-		Open:     map[Ports]map[netip.Addr]int{},
-	}
+	f := newFacts()
 	sections, err := sectionsOf(out)
 	if err != nil {
 		return nil, err
@@ -231,6 +221,19 @@ func parseFacts(out []byte) (*Facts, error) {
 		}
 	}
 	return f, nil
+}
+
+func newFacts() *Facts {
+	return &Facts{
+		Packages: map[string]PackageState{},
+		Units:    map[string]UnitState{},
+		Settings: map[string]string{},
+		Files:    map[string]FileState{},
+		Newest:   map[string]string{},
+		Firewall: Firewall{Zones: map[string]Zone{}, Links: map[string]string{}},
+		SELinux:  SELinux{Booleans: map[string]bool{}},
+		Open:     map[Ports]map[netip.Addr]int{},
+	}
 }
 
 // sectionsOf takes apart what a script wrote, whose last section is "end".

@@ -77,7 +77,7 @@ func parseTraffic(out []byte) (*Traffic, error) {
 		case "ended":
 			err = t.addEnded(s.lines)
 		case "masters":
-			err = t.addMasters(s.lines)
+			t.Masters, err = mastersOf(s.lines)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.kind, err)
@@ -120,16 +120,18 @@ func (t *Traffic) addEnded(lines []string) error {
 	return nil
 }
 
-func (t *Traffic) addMasters(lines []string) error {
+// mastersOf reads times and instances: "1700000001.5 (ftp)".
+func mastersOf(lines []string) ([]Mastery, error) {
+	var all []Mastery
 	for _, line := range lines {
 		at, instance, _ := strings.Cut(line, " ")
 		seconds, err := strconv.ParseFloat(at, 64)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		t.Masters = append(t.Masters, Mastery{seconds, strings.Trim(instance, "()")})
+		all = append(all, Mastery{seconds, strings.Trim(instance, "()")})
 	}
-	return nil
+	return all, nil
 }
 
 // connection reads the two ends of one.

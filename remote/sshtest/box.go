@@ -38,7 +38,7 @@ func StartBox(t testing.TB) *Box {
 	}
 	b.Port = listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	for _, d := range []string{"bin", "root", "installed", "enabled", "run", "log", "fail"} {
+	for _, d := range []string{"bin", "root", "installed", "enabled", "run", "log", "fail", "journal"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +67,7 @@ func (b *Box) Config(comment string) string {
 
 // Set gives one of the box's own files a new content: addresses (as `ip -br
 // addr`), without (its addresses once keepalived was restarted), ruleset (as `nft list ruleset`), locked (the package manager's lock is
-// held once), fail/UNIT (it does not start, or ignores a reload; systemd-run: no
+// held once), journal/UNIT (what journalctl has of it, the newest first), fail/UNIT (it does not start, or ignores a reload; systemd-run: no
 // timer starts).
 func (b *Box) Set(name, content string) { b.write(name, content, 0o644) }
 

@@ -76,7 +76,11 @@ func (r *render) haproxy() text {
 			t.line("http-request return status 200 if { path /%s } { nbsrv(%s_control) ge 1 }", v.Name, s.Name, by(vipOf(v)+".probe"))
 		}
 	}
-	t.line("http-request return status 503")
+	// What HAProxy counts, for status and doctor: nothing that is surely on a box can
+	// read its socket.
+	t.line("http-request return status 503 unless { path_beg %s }", statsURI)
+	t.line("stats enable")
+	t.line("stats uri %s", statsURI)
 
 	if nic := r.statsNIC(); nic != nil {
 		t.head("frontend stats")

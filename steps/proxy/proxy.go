@@ -32,9 +32,17 @@ const (
 	// policy knows this name.
 	StatsSocket = "/run/haproxy.sock"
 
-	// healthAddress answers keepalived's script: HTTP, a path per VIP.
+	// healthHost and healthPort answer keepalived's script: HTTP, a path per VIP.
 	healthHost, healthPort = "127.0.0.1", 8404
+	// statsURI is beside those paths: no VIP is named so.
+	statsURI = "/-/stats"
 )
+
+// Statistics is what is asked over HTTP, on the box itself, for HAProxy's counters as
+// CSV (management.txt, "CSV format").
+func Statistics() (host string, port int, path string) {
+	return healthHost, healthPort, statsURI + ";csv"
+}
 
 // File is a file of a box. It is owned by root.
 type File struct {

@@ -101,6 +101,13 @@ func TestServe(t *testing.T) {
 	}
 	until(ctx, t, "the check to pass with workers", check)
 
+	host, _, page := Statistics()
+	for path, want := range map[string]string{page: "\n" + s.Name + "_control," + workers[0].String() + ",", "/-/": "503"} {
+		if got := get(t, fmt.Sprintf("%s:%d", host, free[3]), path); !strings.Contains(got, want) {
+			t.Errorf("GET %s has no %q:\n%s", path, want, got)
+		}
+	}
+
 	until(ctx, t, "both services to have a worker", func() bool {
 		return ask(t, vip, s.ControlPort) != "" && ask(t, vip, mapped.ControlPort) != ""
 	})
@@ -184,6 +191,22 @@ func answers(address string, port int) bool {
 	}
 	c.Close()
 	return true
+}
+
+func get(t *testing.T, address, path string) string {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", address, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", path)
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(answer)
 }
 
 func ask(t *testing.T, address string, port int) string {
