@@ -31,8 +31,9 @@ type SmokeOptions struct {
 	// As are variants, by the names of blocks, that are run in their places.
 	As map[string]*blueprints.Smoke
 	// Settle is how long a failing block is tried again: NodePorts answer some
-	// seconds after their Service. What the server itself refuses is given up sooner, a
-	// port that vsftpd did not choose gets three times as long. 0 = one try.
+	// seconds after their Service. What the server itself refuses is given up sooner. A
+	// port that vsftpd did not choose, while all else works, is waited for a minute and
+	// more in any case: a session that broke off may hold it. 0 = one try.
 	Settle time.Duration
 	// Report is told what is being waited for; nil = nobody is.
 	Report func(string)
@@ -49,10 +50,14 @@ type SmokeResult struct {
 }
 
 // smokePause is between two tries, and finalBound how long is tried again what the
-// server itself refuses: it may have been about to end.
+// server itself refuses: it may have been about to end. A port that the server does not
+// choose, while all else works, may be held by a session that broke off: vsftpd keeps
+// it for its accept_timeout, a minute, so that is tried again for heldBound in any case.
 const (
 	smokePause = 500 * time.Millisecond
 	finalBound = 3 * time.Second
+	heldPause  = 3 * time.Second
+	heldBound  = 75 * time.Second
 )
 
 // Smoke proves the services of t by transfers, block after block in the order of the
@@ -90,22 +95,25 @@ func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *bl
 	start := time.Now()
 	for {
 		results := o.try(ctx, t, s)
-		failed := slices.IndexFunc(results, func(r SmokeResult) bool { return r.Err != nil })
-		if failed < 0 {
+		pause, patience := heldPause, max(o.Settle, heldBound)
+		var fault error
+		for _, r := range results {
+			if r.Err == nil {
+				continue
+			}
+			fault = cmp.Or(fault, r.Err)
+			if !errors.Is(r.Err, ftp.ErrNotDrawn) {
+				pause, patience = smokePause, min(patience, o.Settle)
+			}
+			if ftp.Final(r.Err) {
+				patience = min(patience, finalBound)
+			}
+		}
+		if fault == nil || time.Since(start)+pause > patience {
 			return results
 		}
-		patience := o.Settle
-		switch err := results[failed].Err; {
-		case ftp.Final(err):
-			patience = min(patience, finalBound)
-		case errors.Is(err, ftp.ErrNotDrawn):
-			patience *= 3
-		}
-		if time.Since(start)+smokePause > patience {
-			return results
-		}
-		o.Report(results[failed].Err.Error())
-		if pauseFor(ctx, smokePause); ctx.Err() != nil {
+		o.Report(fault.Error())
+		if pauseFor(ctx, pause); ctx.Err() != nil {
 			return results
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/textproto"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,38 @@ func smokeAt(port, passive int) *blueprints.Topology {
 // held says that a box holds every VIP; nil = nobody does.
 func held(box *blueprints.Box) func(context.Context, *blueprints.VIP) (*blueprints.Box, error) {
 	return func(context.Context, *blueprints.VIP) (*blueprints.Box, error) { return box, nil }
+}
+
+// TestSmokeHeldPort has a session break off when its data connection is waited for:
+// its port is away for vsftpd's accept_timeout, and comes back.
+func TestSmokeHeldPort(t *testing.T) {
+	top, server := smokeTopology(t, "accept_timeout=4")
+	conn, err := textproto.Dial("tcp", fmt.Sprintf("127.0.7.15:%d", server.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"USER " + ftptest.User, "PASS " + ftptest.Password, "EPSV"} {
+		if err := conn.PrintfLine("%s", line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, code := range []int{220, 331, 230, 229} {
+		if _, _, err := conn.ReadResponse(code); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(conn.PrintfLine("LIST"), conn.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var reports []string
+	top.Smokes = top.Smokes[:1]
+	_, err = Smoke(t.Context(), top, SmokeOptions{Holder: held(top.Boxes[0]), Report: func(text string) { reports = append(reports, text) }})
+	if err != nil {
+		t.Error(err)
+	}
+	if len(reports) == 0 || !strings.Contains(reports[0], ftp.ErrNotDrawn.Error()) {
+		t.Errorf("told of %q", reports)
+	}
 }
 
 func TestSmoke(t *testing.T) {

@@ -202,7 +202,7 @@ func (c *Client) DialData(ctx context.Context, address string) (net.Conn, error)
 // Like Store and Retrieve it closes the data connection.
 func (c *Client) List(ctx context.Context, data net.Conn, path string) ([]byte, error) {
 	var listing bytes.Buffer
-	_, err := c.transfer(ctx, data, strings.TrimSpace("LIST "+path), func() (int64, error) {
+	_, err := c.transfer(ctx, data, strings.TrimSpace("LIST "+path), func(data net.Conn) (int64, error) {
 		return c.receive(ctx, &listing, data)
 	})
 	return listing.Bytes(), err
@@ -210,7 +210,7 @@ func (c *Client) List(ctx context.Context, data net.Conn, path string) ([]byte, 
 
 // Store writes a file (STOR) and returns the number of bytes sent.
 func (c *Client) Store(ctx context.Context, data net.Conn, path string, from io.Reader) (int64, error) {
-	return c.transfer(ctx, data, "STOR "+path, func() (int64, error) {
+	return c.transfer(ctx, data, "STOR "+path, func(data net.Conn) (int64, error) {
 		return c.send(ctx, data, from)
 	})
 }
@@ -219,7 +219,7 @@ func (c *Client) Store(ctx context.Context, data net.Conn, path string, from io.
 // says by its last reply that this is all, but it cannot see what the network dropped:
 // compare with what is expected.
 func (c *Client) Retrieve(ctx context.Context, data net.Conn, path string, to io.Writer) (int64, error) {
-	return c.transfer(ctx, data, "RETR "+path, func() (int64, error) {
+	return c.transfer(ctx, data, "RETR "+path, func(data net.Conn) (int64, error) {
 		return c.receive(ctx, to, data)
 	})
 }
@@ -253,17 +253,23 @@ func (c *Client) Quit(ctx context.Context) error {
 
 // transfer gives a command that moves data, moves them, and reads the server's
 // verdict.
-func (c *Client) transfer(ctx context.Context, data net.Conn, line string, move func() (int64, error)) (int64, error) {
+func (c *Client) transfer(ctx context.Context, conn net.Conn, line string, move func(data net.Conn) (int64, error)) (int64, error) {
+	data := readAhead(conn)
 	defer data.Close()
-	if _, err := c.command(ctx, 1, line); err != nil {
-		if c.gone(ctx, data) {
+	begin, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	go data.whenGone(begin, func() { end(timeoutError(goneGrace)) })
+	_, err := c.command(begin, 1, line)
+	end(nil)
+	if err != nil {
+		if data.gone() {
 			return 0, fmt.Errorf("%w (its data connection to %s was closed before)", err, data.RemoteAddr())
 		}
 		return 0, err
 	}
-	n, moved := move()
+	n, moved := move(data)
 	data.Close() // the end of what we send
-	_, err := c.read(ctx, 2)
+	_, err = c.read(ctx, 2)
 	switch {
 	case moved != nil && err != nil:
 		return n, fmt.Errorf("data connection to %s after %d bytes: %w; then %w", data.RemoteAddr(), n, moved, err)
@@ -273,16 +279,6 @@ func (c *Client) transfer(ctx context.Context, data net.Conn, line string, move 
 		return n, fmt.Errorf("after %d bytes: %w", n, err)
 	}
 	return n, nil
-}
-
-// gone tells whether the other side has closed a data connection over which nothing
-// was moved: a proxy accepts it, then finds nobody behind.
-func (c *Client) gone(ctx context.Context, data net.Conn) bool {
-	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { data.Close() })
-	_, err := data.Read(make([]byte, 1))
-	return err != nil && stop()
 }
 
 func (c *Client) receive(ctx context.Context, to io.Writer, data net.Conn) (int64, error) {

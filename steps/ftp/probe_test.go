@@ -98,6 +98,9 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 		{"nobody behind the proxy", func(_ *server, f *faults, p *Probe) {
 			f.dropData, p.Timeout = true, 50*time.Millisecond
 		}, `pasv list: data port FIRST: LIST: nothing came within 50ms (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
+		{"nobody behind the proxy, and patience", func(_ *server, f *faults, _ *Probe) {
+			f.dropData = true
+		}, `pasv list: data port FIRST: LIST: nothing came within 2s (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
 		{"cut upload", func(_ *server, f *faults, p *Probe) {
 			f.cutStore, p.Upload = true, 50_000_000
 		}, `pasv upload: data port SECOND: data connection to 127.0.0.1:SECOND after `, false},
