@@ -143,6 +143,9 @@ type Change struct {
 	// Covered says that the Undo of an earlier change of the step puts this one
 	// back too.
 	Covered bool `json:"-"`
+	// Passing says that this only goes with other changes of the step and the moment
+	// decides whether they need it: when they are put back, it may have become needless.
+	Passing bool `json:"-"`
 }
 
 // Diff says what a change does to its target: fields, or a unified diff.

@@ -175,8 +175,8 @@ func (a *application) putBack(ctx context.Context, i int, foreign ...string) Rol
 }
 
 // asBefore holds what a step wants after it was put back against what it wanted
-// before: the same changes, and the same difference. From is not compared: a
-// version of an object never comes back.
+// before: the same changes, and the same difference, but for what is Passing. From
+// is not compared: a version of an object never comes back.
 func asBefore(before, now []Change) error {
 	wanted := map[string]*Change{}
 	for i := range before {
@@ -187,6 +187,7 @@ func asBefore(before, now []Change) error {
 		b := wanted[n.Target]
 		delete(wanted, n.Target)
 		switch {
+		case n.Passing:
 		case b == nil:
 			return fmt.Errorf("%s: not in the plan before, and now: %s", n.Target, n.Reason)
 		case b.Want != n.Want, b.From != Unseen && (b.Action != n.Action || b.Detail.Unified != n.Detail.Unified):
@@ -194,7 +195,7 @@ func asBefore(before, now []Change) error {
 		}
 	}
 	for _, b := range before {
-		if wanted[b.Target] != nil && b.From != Unseen {
+		if wanted[b.Target] != nil && b.From != Unseen && !b.Passing {
 			return fmt.Errorf("%s: was to be changed (%s), and is not any more", b.Target, b.Reason)
 		}
 	}

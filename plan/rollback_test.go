@@ -10,8 +10,8 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/plan"
 )
 
-// ledger is a step of three changes: "a" carries the way back of "b" too, and "c"
-// has none.
+// ledger is a step of four changes: "a" carries the way back of "b" too, "c" has
+// none, and "p", which only goes with the others, is needed once.
 type ledger struct {
 	name  string
 	after []string
@@ -19,6 +19,7 @@ type ledger struct {
 	want  []string
 	fails string // change that fails, half made
 	stuck bool   // nothing can be put back
+	past  bool   // "p" was made
 	log   *[]string
 }
 
@@ -30,11 +31,12 @@ func (l *ledger) After() []string { return l.after }
 func (l *ledger) Plan(context.Context, plan.Goal) ([]plan.Change, error) {
 	var all []plan.Change
 	for _, w := range l.want {
-		if slices.Contains(l.has, w) {
+		if slices.Contains(l.has, w) || w == "p" && l.past {
 			continue
 		}
-		c := plan.Change{Action: plan.Update, Target: w, Reason: "not there", Want: w, Covered: w == "b", Do: func(context.Context, func(string)) error {
+		c := plan.Change{Action: plan.Update, Target: w, Reason: "not there", Want: w, Covered: w == "b", Passing: w == "p", Do: func(context.Context, func(string)) error {
 			l.has = append(l.has, w)
+			l.past = l.past || w == "p"
 			if w == l.fails {
 				return errBroken
 			}
@@ -50,6 +52,9 @@ func (l *ledger) Plan(context.Context, plan.Goal) ([]plan.Change, error) {
 				return nil
 			}
 		}
+		if w == "p" {
+			c.Undo = func(context.Context) error { return nil }
+		}
 		all = append(all, c)
 	}
 	return all, nil
@@ -63,6 +68,7 @@ func TestRollback(t *testing.T) {
 		says          string // "" = no error of the rollback itself
 	}{
 		{name: "the failed step, then the one that was done", first: ledger{want: []string{"a", "b"}}, second: ledger{want: []string{"a", "b"}, fails: "b"}, undone: "host/b host/a"},
+		{name: "what went with its changes is needless now", first: ledger{}, second: ledger{want: []string{"p", "a"}, fails: "a"}, undone: "host/b"},
 		{name: "its first change fails", first: ledger{}, second: ledger{want: []string{"a"}, fails: "a"}, undone: "host/b"},
 		{
 			name: "another cannot be put back, so it stays whole", first: ledger{want: []string{"a", "c"}}, second: ledger{want: []string{"a", "b"}, fails: "b"},

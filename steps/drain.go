@@ -127,7 +127,7 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 	}
 	back := plan.Change{
 		Action: plan.Run, Target: s.box.Name + ":resume", Reason: "it was drained for these changes", Want: "takes part",
-		From: plan.Unseen, // the drain may also end by itself
+		Passing: true, From: plan.Unseen, // the drain may also end by itself
 		Do: func(ctx context.Context, report func(string)) error {
 			if len(changes) == 0 {
 				if err := s.serves(ctx, report); err != nil {
@@ -145,7 +145,7 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 		return nil, err
 	}
 	drain := plan.Change{
-		Action: plan.Run, Target: s.box.Name + ":drain", Effect: plan.Restart, Want: "away, " + s.drain.String(),
+		Action: plan.Run, Target: s.box.Name + ":drain", Effect: plan.Restart, Want: "away, " + s.drain.String(), Passing: true,
 		Reason: "what follows ends the sessions on it", Detail: plan.Diff{Fields: s.drain.fields()},
 		Do: func(ctx context.Context, report func(string)) error {
 			now, err := s.look(ctx)
