@@ -38,7 +38,7 @@ func hand(act string, args []string) int {
 	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
-		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService, "lease-delete": deleteLease,
+		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService, "service-unmark": unmarkService, "lease-delete": deleteLease,
 		"taint": taint, "untaint": untaint,
 		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
 			_, err := vcenter(ctx)
@@ -324,6 +324,25 @@ func deleteService(ctx context.Context, args []string) error {
 		return err
 	}
 	return c.CoreV1().Services(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
+}
+
+// unmarkService makes a Service of the namespace anew, as it is but without any
+// mark: as somebody else would have made it.
+func unmarkService(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	s, err := c.CoreV1().Services("ftp").Get(ctx, args[0], metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if err := c.CoreV1().Services("ftp").Delete(ctx, s.Name, metav1.DeleteOptions{}); err != nil {
+		return err
+	}
+	s.ObjectMeta = metav1.ObjectMeta{Name: s.Name}
+	_, err = c.CoreV1().Services("ftp").Create(ctx, s, metav1.CreateOptions{FieldManager: "kubectl-create"})
+	return err
 }
 
 func deleteLease(ctx context.Context, args []string) error {

@@ -47,6 +47,7 @@ func TestMainJob(t *testing.T) {
 		{"what the blueprint has no more goes", removed},
 		{"a box is made anew on demand", replaced},
 		{"what is not ours is refused", refused},
+		{"what others made is adopted", adopted},
 		{"a failed change goes back", failedChange},
 		{"a box goes back when the jump host is gone", jumpHostKilled},
 		{"peers go away in the middle of an apply", peersGoAway},

@@ -153,3 +153,21 @@ func siteDown(t *testing.T) {
 	planIsEmpty(t)
 	t.Logf("site a dark: the rest repaired and proven in %.1f s", r.took.Seconds())
 }
+
+// adopted takes over a haproxy.cfg and a Service that others made: only the mark
+// is set, and the next apply brings them to the blueprint.
+func adopted(t *testing.T) {
+	shell(t, boxB, `printf 'global\n' > /etc/haproxy/haproxy.cfg`)
+	byHand(t, "service-unmark", "vsftpd")
+	deploy(t, "plan").exits(t, 1).says(t, "FTP604", "ftpdeploy adopt lb."+boxB)
+	deploy(t, "adopt", "lb."+boxB).exits(t, 1).says(t, "say --yes")
+	deploy(t, "adopt", "lb."+boxB, "--yes").must(t).says(t, "+# ftpdeploy deployment=lab lb="+boxB, "Done: 1 change")
+	if got := shell(t, boxB, `sed 1d /etc/haproxy/haproxy.cfg; cat /var/lib/ftpdeploy/kept/haproxy.cfg`); got != "global\nglobal" {
+		t.Errorf("below the mark, and kept: %q", got)
+	}
+	deploy(t, "plan").exits(t, 1).says(t, "Service ftp/vsftpd", "ftpdeploy adopt ftp_service.vsftpd")
+	deploy(t, "adopt", "ftp_service.vsftpd", "--yes").must(t).says(t, "metadata.labels.ftpdeploy.dev/deployment: lab")
+	deploy(t, "adopt", "ftp_service.vsftpd", "--yes").exits(t, 1).says(t, "nothing to adopt")
+	deploy(t, "apply", "--yes").must(t).says(t, "PASS")
+	planIsEmpty(t)
+}
