@@ -27,6 +27,8 @@ func TestMainJob(t *testing.T) {
 		{"no Python on the boxes", noPython},
 		{"a no-op plan is cheap", cheapPlan},
 		{"clients put, list and get", clients},
+		{"status says what runs", statusSays},
+		{"a broken standby is found while the VIP works", standbyBroken},
 		{"every path is proven, and a blocked one named", pathMatrix},
 		{"traffic goes on", trafficGoesOn},
 		{"reloads refuse nobody", reloadStorm},

@@ -51,7 +51,7 @@ type forecast struct {
 func newForecast(hosts []*hostStep) *forecast {
 	f := &forecast{hosts: hosts, open: map[*hostStep]map[*blueprints.Service]traffic{}, holder: map[*blueprints.VIP]*hostStep{}, pace: map[string]float64{}}
 	for _, s := range hosts {
-		f.open[s] = s.carries()
+		f.open[s] = s.carries(s.seen)
 		for _, v := range s.topology.VIPs {
 			if v.Group == s.group && s.seen != nil && s.seen.Holds(v.Address) {
 				f.holder[v] = s

@@ -41,17 +41,18 @@ func addressesOf(t *blueprints.Topology, b *blueprints.Box, s *blueprints.Servic
 	return all
 }
 
-// carries is what is open through the box, by service, as it was seen at the start of the run.
-func (s *hostStep) carries() map[*blueprints.Service]traffic {
+// carries is what was open through the box, by service, when f was seen; nothing
+// where that is nil.
+func (s *hostStep) carries(f *remote.Facts) map[*blueprints.Service]traffic {
 	all := map[*blueprints.Service]traffic{}
-	if s.seen == nil {
+	if f == nil {
 		return all
 	}
 	for _, service := range s.services() {
 		var open [2]int
 		for i, ports := range portsOf(service) {
 			for _, a := range addressesOf(s.topology, s.box, service) {
-				open[i] += s.seen.Open[ports][a]
+				open[i] += f.Open[ports][a]
 			}
 		}
 		all[service] = traffic{open[0], open[1]}

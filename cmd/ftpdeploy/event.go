@@ -176,6 +176,8 @@ type (
 		Forecast *plan.Impact `json:"forecast,omitempty"`
 		Fact     *plan.Impact `json:"actual,omitempty"`
 
+		Deployment string `json:"deployment,omitempty"` // "" where no blueprint was loaded
+
 		RunDir string   `json:"run_dir,omitempty"`
 		Next   []string `json:"next,omitempty"`
 	}
@@ -213,6 +215,16 @@ func (e event) kind() string {
 		return "generation"
 	case difference:
 		return "diff"
+	case vipStatus:
+		return "status.vip"
+	case boxStatus:
+		return "status.box"
+	case clusterStatus:
+		return "status.cluster"
+	case serviceStatus:
+		return "status.service"
+	case lastRun:
+		return "status.run"
 	case note:
 		return "note"
 	case progress:

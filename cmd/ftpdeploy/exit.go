@@ -7,6 +7,7 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/kube"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/steps"
 	"github.com/ftpdeploy/ftpdeploy/vsphere"
 )
 
@@ -37,7 +38,7 @@ func message(err error) string {
 var unreachable = []error{
 	vsphere.ErrUnreachable, vsphere.ErrUntrusted, vsphere.ErrLogin, vsphere.ErrHostKeys,
 	remote.ErrUnreachable, remote.ErrHostKey, remote.ErrAuth, remote.ErrSudo,
-	kube.ErrUnreachable, kube.ErrAuth,
+	kube.ErrUnreachable, kube.ErrAuth, steps.ErrSilent,
 }
 
 // exitCode maps an error to the exit code that the help promises. Changed tells

@@ -75,6 +75,7 @@ type app struct {
 	fact       *plan.Impact // what it did cost
 	next       []string
 	sources    *blueprints.Files // of the blueprint that was loaded
+	deployment string            // its ID, "" = none was loaded
 }
 
 // run runs the command and returns its exit code.
@@ -120,7 +121,7 @@ func (a *app) end(code int, err error) {
 		a.emit(event{level: "info", msg: "kept    " + a.recorded + " has all that was said", data: progress{}})
 	}
 	a.emit(event{level: "info", data: runEnd{
-		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), RunDir: a.recorded, Next: a.next,
+		Exit: code, Outcome: outcome, Changed: a.changed, MS: a.now().Sub(a.started).Milliseconds(), Deployment: a.deployment, RunDir: a.recorded, Next: a.next,
 		Forecast: a.forecast, Fact: a.fact,
 	}})
 	if a.events != nil {
@@ -265,7 +266,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
-		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
+		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.statusCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
 		a.drainCommand(), a.resumeCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {
@@ -413,6 +414,9 @@ func (a *app) load() (*blueprints.Topology, error) {
 		Vars: vars, VarFiles: a.varFiles, Env: a.env, Version: version(), OnFailure: a.onFailure, ConfirmWithin: a.confirmWithin,
 	})
 	a.sources = files
+	if t != nil {
+		a.deployment = t.ID
+	}
 	for i, d := range diags {
 		e := diagnostic{Severity: "error", Code: blueprints.Code(d), Summary: d.Summary, Detail: d.Detail}
 		level := "error"

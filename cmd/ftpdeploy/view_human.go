@@ -67,7 +67,7 @@ func (h *human) emit(e event) {
 	case difference:
 		h.clear()
 		h.unified("", d.Unified)
-	case planSummary, drained, output, generation:
+	case planSummary, drained, output, generation, vipStatus, boxStatus, clusterStatus, serviceStatus, lastRun:
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
 	case note:

@@ -73,7 +73,7 @@ func (r *render) haproxy() text {
 		// A service that lost its nodes must not take the VIP from its neighbours:
 		// the other box does not reach them either, unless this one reaches nothing.
 		for _, s := range services {
-			t.line("http-request return status 200 if { path /%s } { nbsrv(%s_control) ge 1 }", v.Name, s.Name, by(vipOf(v)+".probe"))
+			t.line("http-request return status 200 if { path /%s } { nbsrv(%s) ge 1 }", v.Name, ControlBackend(s), by(vipOf(v)+".probe"))
 		}
 	}
 	// What HAProxy counts, for status and doctor: nothing that is surely on a box can
@@ -98,7 +98,7 @@ func (r *render) haproxy() text {
 			addresses = append(addresses, of(host(own), nicOf(r.box, r.box.NIC(s.VIP.Network))+".address"))
 		}
 		mine, workers := serviceOf(s), clusterOf(s.Cluster)
-		control, passive := s.Name+"_control", s.Name+"_passive"
+		control, passive := ControlBackend(s), s.Name+"_passive"
 
 		t.head("frontend %s_fe", control, by(mine))
 		for _, a := range addresses {
@@ -141,6 +141,10 @@ func (r *render) haproxy() text {
 	}
 	return t
 }
+
+// ControlBackend is the backend of a service's control connections: its servers are
+// the nodes, checked.
+func ControlBackend(s *blueprints.Service) string { return s.Name + "_control" }
 
 // serverIDs gives each node the low 20 bits of its address as its server id (2^20
 // for none set). So a node keeps its id, and with it its sessions, on both boxes and
