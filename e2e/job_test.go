@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -258,16 +259,17 @@ func drift(t *testing.T) {
 		name   string
 		by     func(t *testing.T)
 		target string // part of the only targets that may be planned
+		who    string // drift says who did it; "" = nobody can know
 	}{
-		{"haproxy.cfg edited", func(t *testing.T) { shell(t, boxA, `sed -i 's/^\(\s*maxconn\).*/\1 17/' /etc/haproxy/haproxy.cfg`) }, "haproxy"},
-		{"service stopped", func(t *testing.T) { shell(t, boxB, `systemctl stop haproxy`) }, "haproxy"},
-		{"sysctl changed", func(t *testing.T) { shell(t, boxB, `sysctl -qw net.ipv4.ip_nonlocal_bind=0`) }, "ip_nonlocal_bind"},
+		{"haproxy.cfg edited", func(t *testing.T) { shell(t, boxA, `sed -i 's/^\(\s*maxconn\).*/\1 17/' /etc/haproxy/haproxy.cfg`) }, "haproxy", "root"},
+		{"service stopped", func(t *testing.T) { shell(t, boxB, `systemctl stop haproxy`) }, "haproxy", ""},
+		{"sysctl changed", func(t *testing.T) { shell(t, boxB, `sysctl -qw net.ipv4.ip_nonlocal_bind=0`) }, "ip_nonlocal_bind", ""},
 		{"VM memory changed", func(t *testing.T) {
 			byHand(t, "vm-memory", boxB, "768")
 			booted(t, boxB)
-		}, boxB},
-		{"NodePort changed", func(t *testing.T) { byHand(t, "node-port", "21104", "31999") }, "Service"},
-		{"Secret changed", func(t *testing.T) { byHand(t, "secret", "FTP_PASS", "changed-by-hand") }, "Secret"},
+		}, boxB, strings.TrimSpace(on(t, "jump", "printenv", "GOVC_USERNAME").must(t).stdout)},
+		{"NodePort changed", func(t *testing.T) { byHand(t, "node-port", "21104", "31999") }, "Service", "kubectl-edit"},
+		{"Secret changed", func(t *testing.T) { byHand(t, "secret", "FTP_PASS", "changed-by-hand") }, "Secret", "kubectl-edit"},
 	} {
 		t.Run(d.name, func(t *testing.T) {
 			d.by(t)
@@ -291,9 +293,47 @@ func drift(t *testing.T) {
 			if !causes["drift"] || causes["blueprint"] {
 				t.Errorf("the causes are said to be %v", causes)
 			}
+			driftSays(t, d.target, d.who)
 			deploy(t, "apply", "--yes").must(t)
 			planIsEmpty(t)
 		})
+	}
+	deploy(t, "drift", "--detailed-exitcode").exits(t, 0).says(t, "No drift")
+}
+
+// driftSays holds drift to what was just done, by whom.
+func driftSays(t *testing.T, target, who string) {
+	t.Helper()
+	r := deploy(t, "drift", "--detailed-exitcode", "--json").exits(t, 2)
+	n := 0
+	for line := range strings.Lines(r.stdout) {
+		var e struct {
+			Type, Target, Path, Was, Now string
+			By                           struct {
+				Who, How string
+				When     time.Time
+			}
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("not an event: %v: %s", err, line)
+		}
+		if e.Type != "drift" {
+			continue
+		}
+		n++
+		if !strings.Contains(strings.ToLower(e.Target), strings.ToLower(target)) {
+			t.Errorf("drift names %+v too", e)
+		}
+		if strings.ToLower(e.By.Who) != strings.ToLower(who) && (who != "" || !strings.Contains(e.Target, "haproxy")) {
+			t.Errorf("drift says that it was %q, want %q: %+v", e.By.Who, who, e)
+		}
+		if age := time.Since(e.By.When); who != "" && (age < -time.Minute || age > 5*time.Minute) {
+			t.Errorf("drift says that it was %s ago: %+v", age, e)
+		}
+		t.Logf("drift: %s %s was %.20q, is %.20q, by %+v", e.Target, e.Path, e.Was, e.Now, e.By)
+	}
+	if n == 0 {
+		t.Errorf("drift names nothing:\n%s", r.stdout)
 	}
 }
 

@@ -86,9 +86,9 @@ func statusSays(t *testing.T) {
 	lab(t, "fault", "link-join", other, "management")
 	t.Logf("with %s out of reach: %.2f s", other, r.took.Seconds())
 
-	lab(t, "fault", "stop", "kube-apiserver", "cp")
+	lab(t, "fault", "link-cut", "cp", "management")
 	r = deploy(t, "status").exits(t, 9).says(t, "held by "+has, "3 of 3 nodes up", "cluster lab  NOT KNOWN")
-	lab(t, "fault", "start", "kube-apiserver", "cp")
+	lab(t, "fault", "link-join", "cp", "management")
 	t.Logf("without the cluster: %.2f s", r.took.Seconds())
 	within(t, time.Minute, "the cluster is back", func() bool { return deploy(t, "status", "--timeout", "10s").code == 0 })
 }

@@ -8,6 +8,7 @@ type Cause struct {
 	Kind   CauseKind `json:"kind"`
 	Source []Source  `json:"source,omitempty"` // ByBlueprint: the values that lead to the change; never empty
 	By     string    `json:"by,omitempty"`     // ByDrift: who made it so, "" where the target does not know
+	How    string    `json:"how,omitempty"`    // ByDrift: what tells so: "the file's owner", "field manager", "vCenter's VmReconfiguredEvent"
 	At     time.Time `json:"at,omitzero"`      // ByDrift: when, likewise
 }
 

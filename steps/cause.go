@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/kube"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/vsphere"
 )
 
 // asked is the cause of a change that the values at some addresses of the
@@ -37,7 +39,24 @@ func drifted(by string, at time.Time) plan.Cause {
 }
 
 // edited is the cause where a file was written by others, as far as its owner tells.
-func edited(s remote.FileState) plan.Cause { return drifted(s.Owner, s.Modified.UTC()) }
+func edited(s remote.FileState) plan.Cause {
+	return plan.Cause{Kind: plan.ByDrift, By: s.Owner, How: "the file's owner and time", At: s.Modified.UTC()}
+}
+
+// acted is the cause where somebody did something to a VM, as far as vCenter's
+// events tell; at is when the VM itself says that it was changed.
+func (m *machine) acted(ctx context.Context, vm *vsphere.VM, events []string, at time.Time) plan.Cause {
+	cause := drifted("", at)
+	c, err := m.client(ctx)
+	if err != nil {
+		return cause
+	}
+	last, err := c.Last(ctx, vm, events)
+	if err != nil || last.What == "" { // the plan is the same without it
+		return cause
+	}
+	return plan.Cause{Kind: plan.ByDrift, By: last.Who, How: "vCenter's " + last.What, At: last.When}
+}
 
 // destroyed is the cause of all that goes because the deployment does.
 func destroyed(t *blueprints.Topology) plan.Cause { return asked(t, "deployment."+t.ID) }
@@ -130,7 +149,7 @@ func (k *kubernetes) source(object kube.Ref, path string) string {
 // gone back to, unless others wrote everything that differs.
 func (k *kubernetes) cause(object kube.Ref, deltas []kube.Delta) plan.Cause {
 	var from []string
-	last := plan.Cause{Kind: plan.ByDrift}
+	last := plan.Cause{Kind: plan.ByDrift, How: "field manager"}
 	for _, d := range deltas {
 		switch {
 		case d.Manager == "":

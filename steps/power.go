@@ -66,7 +66,7 @@ func (s *powerStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, er
 		changes = append(changes, on)
 		pin.From = plan.Unseen
 	case !vm.On:
-		on.Reason, on.From, on.Cause = "is off", "off", drifted("", time.Time{})
+		on.Reason, on.From, on.Cause = "is off", "off", s.acted(ctx, vm, vsphere.PowerOffs, time.Time{})
 		changes = append(changes, on)
 		pin.From = plan.Unseen
 	default:

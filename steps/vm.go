@@ -133,7 +133,11 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 	if err != nil || e == nil {
 		return nil, err
 	}
-	changes := []plan.Change{s.edit(spec, vm, e)}
+	edit := s.edit(spec, vm, e)
+	if edit.Cause.Kind == plan.ByDrift {
+		edit.Cause = s.acted(ctx, vm, vsphere.Edits, vm.Modified)
+	}
+	changes := []plan.Change{edit}
 	if !e.Off && !e.Cuts {
 		return changes, nil
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -171,14 +172,15 @@ func TestDrift(t *testing.T) {
 		target string
 		effect plan.Effect
 		says   string
+		by     string // the event that tells who did it
 	}{
-		{"memory", func() { p.Reconfigure(t, p.path(0), types.VirtualMachineConfigSpec{MemoryMB: 1024}) }, "haproxy-a", plan.Reboot, "memory_mb"},
-		{"renamed", func() { p.Reconfigure(t, p.path(1), types.VirtualMachineConfigSpec{Name: "by-hand"}) }, "haproxy-b", plan.NoEffect, "was renamed"},
-		{"off", func() { p.PowerOff(t, p.path(0)) }, "haproxy-a:power", plan.NoEffect, "is off"},
-		{"NIC moved", func() { p.moveNIC(t, p.path(0), 0, "dvpg-mgmt") }, "haproxy-a", plan.Restart, "nic.frontend.port_group"},
-		{"rule removed", func() { p.removeRule(t) }, "DC0_C0:rules", plan.NoEffect, "differs: rule ftpdeploy.ftp-test.ftp."},
-		{"told otherwise", func() { p.SetExtra(t, p.path(1), "guestinfo.userdata", "other") }, "haproxy-b", plan.NoEffect, "made anew"},
-		{"pin lost", func() { p.SetExtra(t, p.path(1), "ftpdeploy.hostkeys", "") }, "haproxy-b:hostkeys", plan.NoEffect, "no SSH host key"},
+		{"memory", func() { p.Reconfigure(t, p.path(0), types.VirtualMachineConfigSpec{MemoryMB: 1024}) }, "haproxy-a", plan.Reboot, "memory_mb", "VmReconfiguredEvent"},
+		{"renamed", func() { p.Reconfigure(t, p.path(1), types.VirtualMachineConfigSpec{Name: "by-hand"}) }, "haproxy-b", plan.NoEffect, "was renamed", "VmReconfiguredEvent"},
+		{"off", func() { p.PowerOff(t, p.path(0)) }, "haproxy-a:power", plan.NoEffect, "is off", "VmPoweredOffEvent"},
+		{"NIC moved", func() { p.moveNIC(t, p.path(0), 0, "dvpg-mgmt") }, "haproxy-a", plan.Restart, "nic.frontend.port_group", "VmReconfiguredEvent"},
+		{"rule removed", func() { p.removeRule(t) }, "DC0_C0:rules", plan.NoEffect, "differs: rule ftpdeploy.ftp-test.ftp.", ""},
+		{"told otherwise", func() { p.SetExtra(t, p.path(1), "guestinfo.userdata", "other") }, "haproxy-b", plan.NoEffect, "made anew", ""},
+		{"pin lost", func() { p.SetExtra(t, p.path(1), "ftpdeploy.hostkeys", "") }, "haproxy-b:hostkeys", plan.NoEffect, "no SSH host key", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.change()
@@ -188,6 +190,9 @@ func TestDrift(t *testing.T) {
 			}
 			if len(changes) != 1 || changes[0].Target != test.target || changes[0].Effect != test.effect || !strings.Contains(changes[0].Reason, test.says) {
 				t.Errorf("the plan was %+v, want one change of %s, effect %s, because %s", changes, test.target, test.effect, test.says)
+			}
+			if c := changes[0].Cause; test.by != "" && (c.Kind != plan.ByDrift || c.By != vcsim.Username || c.How != "vCenter's "+test.by || time.Since(c.At).Abs() > time.Minute) {
+				t.Errorf("the cause is %+v, want %s by %s", c, test.by, vcsim.Username)
 			}
 			made, err := plan.Make(t.Context(), plan.Present, p.steps(t), plan.Options{})
 			if err != nil || !made.Empty() {

@@ -233,7 +233,7 @@ func unsent(err error) bool {
 // isRead tells whether a request is one of the reads that we send.
 func isRead(request soap.HasFault) bool {
 	switch request.(type) {
-	case *methods.RetrievePropertiesExBody, *methods.FindByInventoryPathBody, *methods.FindByUuidBody, *methods.HasPrivilegeOnEntitiesBody:
+	case *methods.RetrievePropertiesExBody, *methods.FindByInventoryPathBody, *methods.FindByUuidBody, *methods.HasPrivilegeOnEntitiesBody, *methods.QueryEventsBody:
 		return true
 	}
 	return false

@@ -215,6 +215,8 @@ func (e event) kind() string {
 		return "generation"
 	case difference:
 		return "diff"
+	case driftEvent:
+		return "drift"
 	case vipStatus:
 		return "status.vip"
 	case boxStatus:

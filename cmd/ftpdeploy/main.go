@@ -218,9 +218,9 @@ keepalived VIP, explicit NodePorts, and vsftpd behind them. ftpdeploy plans, app
 and removes it. It keeps no state file: what it owns bears its mark.
 
 Exit codes:
-  0    done (plan --detailed-exitcode: nothing to change)
+  0    done (plan, drift --detailed-exitcode: nothing to change)
   1    error before any change
-  2    with --detailed-exitcode: changes are pending
+  2    with --detailed-exitcode: changes are pending, or there is drift
   3    blueprint or variable invalid
   4    the world or the blueprint changed since the plan; stopped at a safe point
   5    apply or its smoke test failed; all was rolled back, and looked at again
@@ -266,7 +266,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
-		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.statusCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
+		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.statusCommand(), a.driftCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
 		a.drainCommand(), a.resumeCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {

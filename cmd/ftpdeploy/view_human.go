@@ -67,6 +67,10 @@ func (h *human) emit(e event) {
 	case difference:
 		h.clear()
 		h.unified("", d.Unified)
+	case driftEvent:
+		h.clear()
+		fmt.Fprintln(h.out, e.msg)
+		h.unified("      ", d.Unified)
 	case planSummary, drained, output, generation, vipStatus, boxStatus, clusterStatus, serviceStatus, lastRun:
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
