@@ -324,7 +324,7 @@ func driftSays(t *testing.T, target, who string) {
 		if !strings.Contains(strings.ToLower(e.Target), strings.ToLower(target)) {
 			t.Errorf("drift names %+v too", e)
 		}
-		if strings.ToLower(e.By.Who) != strings.ToLower(who) && (who != "" || !strings.Contains(e.Target, "haproxy")) {
+		if !strings.EqualFold(e.By.Who, who) && (who != "" || !strings.Contains(e.Target, "haproxy")) {
 			t.Errorf("drift says that it was %q, want %q: %+v", e.By.Who, who, e)
 		}
 		if age := time.Since(e.By.When); who != "" && (age < -time.Minute || age > 5*time.Minute) {

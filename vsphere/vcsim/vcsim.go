@@ -150,7 +150,7 @@ func (s *Server) Calls(method string) int {
 // reads are the methods that change nothing.
 var reads = []string{
 	"RetrieveServiceContent", "Login", "Logout", "RetrieveProperties", "RetrievePropertiesEx", "FindByInventoryPath", "FindByUuid",
-	"HasPrivilegeOnEntities", "CreatePropertyCollector", "DestroyPropertyCollector", "CreateFilter", "WaitForUpdatesEx", "FindChild",
+	"HasPrivilegeOnEntities", "QueryEvents", "CreatePropertyCollector", "DestroyPropertyCollector", "CreateFilter", "WaitForUpdatesEx", "FindChild",
 }
 
 // Writes is how many calls there were that may change something.
