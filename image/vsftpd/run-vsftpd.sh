@@ -20,8 +20,9 @@
 # SETTINGS_REVISION are not read but repeated in the log, when the rest is in force.
 #
 # Unlike the original it refuses values that would change the meaning of other
-# settings, ends at once on SIGTERM, and changes the owner of the account's home
-# directory only, not of every file in it at every start.
+# settings, ends at once on SIGTERM, changes the owner of the account's home
+# directory only, not of every file in it at every start, and keeps a passive port
+# whose client does not come for 20 seconds, not for a minute.
 set -eu
 
 settings=/etc/vsftpd-settings
@@ -135,6 +136,7 @@ max_clients=$MAX_CLIENTS
 max_per_ip=$MAX_PER_IP
 idle_session_timeout=$IDLE_SESSION_TIMEOUT
 data_connection_timeout=$DATA_CONNECTION_TIMEOUT
+accept_timeout=20
 END
 		[ -z "$BANNER" ] || echo "ftpd_banner=$BANNER"
 		# A pod may neither make namespaces nor load seccomp filters; it is the sandbox itself.
