@@ -65,6 +65,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 		inventory := seen.inventories[b.Site.VCenter]
 		vm := newVM(t, h, l.vcenterOf(b), inventory, after...)
+		vm.knock = b.SSH.Bastion == nil && !slices.ContainsFunc(seen.left.vms, func(left leftVM) bool { return l.successor(left) == b })
 		if vm.doomed = l.doomed[b]; vm.doomed != "" {
 			for _, peer := range h.peers { // it may get the VIP
 				peer.moves = true

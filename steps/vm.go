@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +23,9 @@ const (
 	addressBound = 5 * time.Minute
 	hostKeyBound = 5 * time.Minute
 )
+
+// knockBound is how long a machine that should not be there has to greet.
+const knockBound = time.Second
 
 // machine is what the steps about one VM or some VMs in one vCenter share: how
 // to look at them, and the snapshot that their first look takes.
@@ -70,13 +75,18 @@ func vmSpec(t *blueprints.Topology, box *blueprints.Box) vsphere.Spec {
 	s := vsphere.Spec{
 		Deployment: t.ID, Name: box.Name,
 		Template: box.Image.Template, LibraryItem: box.Image.LibraryItem, Folder: box.Site.Folder, Cluster: box.Site.Cluster,
-		ResourcePool: box.Site.ResourcePool, Datastore: box.Site.Datastore,
+		HostGroup: box.Site.HostGroup, ResourcePool: box.Site.ResourcePool, Datastore: box.Site.Datastore,
 		Annotation: fmt.Sprintf("lb %q of deployment %q, made by ftpdeploy: change the blueprint, not the VM.", box.Name, t.ID),
 		CPUs:       box.CPUs, MemoryMB: box.MemoryMB, DiskGB: box.DiskGB,
 		GuestInfo: func(macs []string) map[string]string { return guestInfo(box, t.ID, macs) },
 	}
 	for _, n := range box.NICs {
 		s.NICs = append(s.NICs, vsphere.NIC{Name: n.Role, PortGroup: n.Network.PortGroup, Address: n.Address})
+	}
+	for _, v := range t.VIPs {
+		if slices.Contains(v.Group.Boxes, box) {
+			s.VIPs = append(s.VIPs, v.Address)
+		}
 	}
 	return s
 }
@@ -89,6 +99,7 @@ type vmStep struct {
 	host   *hostStep
 	after  []string
 	doomed string // ID of the VM that is made anew, "" = none is
+	knock  bool   // nobody may be at its address before it is made
 }
 
 // newVM makes the step "vm/NAME" of a box that ftpdeploy makes. Where VMs are
@@ -121,7 +132,11 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 	case goal == plan.Absent:
 		return []plan.Change{s.destroy(spec)}, nil
 	case vm == nil, vm.ID == s.doomed:
-		if err := i.Ready(spec); err != nil {
+		err := i.Ready(spec)
+		if vm == nil && s.knock {
+			err = errors.Join(err, strangerAt(ctx, s.box))
+		}
+		if err != nil {
 			return nil, err
 		}
 		if vm != nil {
@@ -149,6 +164,30 @@ func (s *vmStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error
 		return nil, fmt.Errorf("look whether it holds a VIP: %w", err)
 	}
 	return s.host.around(p, append(changes, s.host.proven()), true, false)
+}
+
+// strangerAt says which machine greets where SSH is to reach a box whose VM is not
+// there. vCenter need not know it: it may be another's, or one that runs on although
+// it was taken out of the inventory. Who only accepts a connection may be a firewall.
+func strangerAt(ctx context.Context, b *blueprints.Box) error {
+	ctx, cancel := context.WithTimeout(ctx, knockBound)
+	defer cancel()
+	at := net.JoinHostPort(b.Address.String(), strconv.Itoa(b.SSH.Port))
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", at)
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	end, _ := ctx.Deadline()
+	greeting := make([]byte, len("SSH-"))
+	if conn.SetDeadline(end) != nil {
+		return nil
+	}
+	if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "SSH-" {
+		return nil
+	}
+	return fmt.Errorf("%w: there is no VM %s, but sshd of some machine answers at %s: give the box another address, or take that machine away [FTP406]",
+		vsphere.ErrTaken, b.Name, at)
 }
 
 func (s *vmStep) create(spec vsphere.Spec) plan.Change {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -103,6 +105,41 @@ func (p *pair) writes() string { return fmt.Sprintf("%d writes", p.Writes()) }
 func TestVMConverges(t *testing.T) {
 	p := newPair(t)
 	converges(t, newVM(p.topology, dark(p.topology.Boxes[0]), p.client, nil), p.writes)
+}
+
+// A machine that answers where the VM would be reached, and that vCenter need not
+// know, is not made a second one of. What only accepts connections is no machine.
+func TestStrangerAt(t *testing.T) {
+	for greeting, taken := range map[string]bool{"SSH-2.0-OpenSSH_9.2\r\n": true, "220 ready\r\n": false, "": false} {
+		p := newPair(t)
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		go func() {
+			for {
+				c, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, greeting)
+				defer c.Close()
+			}
+		}()
+		b := p.topology.Boxes[0]
+		at := listener.Addr().(*net.TCPAddr)
+		b.Address, b.SSH.Port = at.AddrPort().Addr(), at.Port
+		step := newVM(p.topology, dark(b), p.client, nil)
+		step.knock = true
+		changes, err := step.Plan(t.Context(), plan.Present)
+		if taken && (!errors.Is(err, vsphere.ErrTaken) || !strings.Contains(err.Error(), "answers at "+at.String())) {
+			t.Errorf("%q: %v, %v", greeting, changes, err)
+		}
+		if !taken && (err != nil || len(changes) != 1) {
+			t.Errorf("%q: %v, %v", greeting, changes, err)
+		}
+	}
 }
 
 // The whole pair: made, silent, destroyed; nothing of ours is left.

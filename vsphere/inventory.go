@@ -31,6 +31,7 @@ type Inventory struct {
 	switches map[ref]string   // uuid of the switch, by port group
 	items    map[string]error // what is wrong with a library item
 	denied   error            // privileges that the account lacks to make what is not there
+	lacking  map[string]error // by VM that is to be made: what there is not enough of, or taken
 }
 
 // Observe reads the VMs of specs and the rules of placements: their references
@@ -63,6 +64,7 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 			l.path(ctx, o.path)
 		}
 		l.path(ctx, c.vmPath(s))
+		l.path(ctx, c.clusterPath(s.Cluster))
 	}
 	if err := l.wait(); err != nil {
 		return nil, fmt.Errorf("look in vCenter %s: %w", c.server, err)
@@ -71,13 +73,13 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 		return nil, fmt.Errorf("read the inventory of vCenter %s: %w", c.server, err)
 	}
 	var needed, used []thing // used: what making a VM or rules takes privileges on
-	incomplete := false
+	var made []Spec
 	for _, s := range specs {
 		if i.vms[s.UUID()] != nil && !s.Anew {
 			needed = append(needed, c.networksOf(s)...)
 			continue
 		}
-		incomplete = true
+		made = append(made, s)
 		needed = append(needed, c.needs(s)...)
 		used = append(used, c.needs(s)...)
 	}
@@ -107,9 +109,12 @@ func (c *Client) Observe(ctx context.Context, specs []Spec, placements []Placeme
 		}
 		i.items[s.LibraryItem] = err
 	}
-	if incomplete {
+	if len(made) > 0 {
 		var err error
 		if i.denied, err = c.denied(ctx, i, used); err != nil {
+			return nil, err
+		}
+		if i.lacking, err = c.capacity(ctx, i, made); err != nil {
 			return nil, err
 		}
 	}

@@ -47,6 +47,7 @@ type Spec struct {
 	LibraryItem  string // "LIBRARY/ITEM" of a content library; exactly one of Template and LibraryItem is set
 	Folder       string
 	Cluster      string
+	HostGroup    string // of the cluster, where it should run; "" = anywhere. A Placement sees to it
 	ResourcePool string // below the cluster's root pool; "" = that pool
 	Datastore    string // "" = the template's
 	Annotation   string
@@ -55,6 +56,7 @@ type Spec struct {
 	MemoryMB int
 	DiskGB   int // of the first disk, in GiB; 0 = the template's
 	NICs     []NIC
+	VIPs     []netip.Addr // that it may come to hold: no VM of others may show them when it is made
 	// GuestInfo returns the extraConfig entries that the guest reads, for the MAC
 	// addresses of NICs in their order. It must give the same for the same MACs.
 	GuestInfo func(macs []string) map[string]string
@@ -234,7 +236,7 @@ func (i *Inventory) Without(deployment, name string) *Inventory {
 
 // Ready tells why the VM of spec, which is not there or goes, cannot be made; nil means that it can.
 // The error joins everything that is missing (ErrMissing), in the way
-// (ErrForeign) or not allowed (ErrDenied).
+// (ErrForeign), not allowed (ErrDenied), too small or full (ErrCapacity), or taken (ErrTaken).
 func (i *Inventory) Ready(spec Spec) error {
 	c := i.client
 	var errs []error
@@ -264,7 +266,7 @@ func (i *Inventory) Ready(spec Spec) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, i.items[spec.LibraryItem], i.denied)
+	errs = append(errs, i.items[spec.LibraryItem], i.denied, i.lacking[spec.Name])
 	return errors.Join(errs...)
 }
 

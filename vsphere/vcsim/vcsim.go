@@ -380,6 +380,34 @@ func (s *Server) SetGuest(t testing.TB, path string, addresses map[string]string
 	}})
 }
 
+// SetDatastore changes what the datastore says of itself.
+func (s *Server) SetDatastore(t testing.TB, change func(*types.DatastoreSummary)) {
+	t.Helper()
+	datastore, err := s.Finder.Datastore(context.Background(), Datastore)
+	must(t, err)
+	d := s.Model.Map().Get(datastore.Reference()).(*simulator.Datastore)
+	s.Model.Map().WithLock(s.Model.Service.Context, d, func() { change(&d.Summary) })
+}
+
+// Alter changes what the simulator holds of the VM at a path below the vm folder.
+func (s *Server) Alter(t testing.TB, path string, change func(*mo.VirtualMachine)) {
+	t.Helper()
+	vm, _ := s.VM(t, path)
+	m := s.Model.Map().Get(vm.Reference()).(*simulator.VirtualMachine)
+	s.Model.Map().WithLock(s.Model.Service.Context, m, func() { change(&m.VirtualMachine) })
+}
+
+// Beside puts the VM at a path below the vm folder on a port group: the simulator
+// does not keep the list of a group's VMs.
+func (s *Server) Beside(t testing.TB, path, portGroup string) {
+	t.Helper()
+	vm, _ := s.VM(t, path)
+	group, err := s.Finder.Network(context.Background(), portGroup)
+	must(t, err)
+	g := s.Model.Map().Get(group.Reference()).(*simulator.DistributedVirtualPortgroup)
+	s.Model.Map().WithLock(s.Model.Service.Context, g, func() { g.Vm = append(g.Vm, vm.Reference()) })
+}
+
 // ExpireSessions ends every session but the test's own.
 func (s *Server) ExpireSessions(t testing.TB) {
 	t.Helper()
