@@ -226,7 +226,7 @@ func (i *Inventory) compute(r *room, s Spec) error {
 	var why []string
 	for _, h := range hosts {
 		problem := unfit(h, s)
-		if d := r.datastores[store]; problem == "" && d != nil && !slices.ContainsFunc(d.Host, func(m types.DatastoreHostMount) bool { return m.Key == h.Self }) {
+		if d := r.datastores[store]; problem == "" && d != nil && len(d.Host) > 0 && !slices.ContainsFunc(d.Host, func(m types.DatastoreHostMount) bool { return m.Key == h.Self }) {
 			problem = "does not mount datastore " + d.Name
 		}
 		if problem == "" {
