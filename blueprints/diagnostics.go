@@ -35,17 +35,17 @@ import (
 //	111 E arguments exclude each other       305 W data connections from anywhere
 //	112 E bastion without an address         306 E user that the image cannot have
 //	201 E address outside its network        307 E smoke test of another path
-//	202 E address of something else          311 W control channel cut while idle
-//	203 E address used twice                 312 E reloads cut transfers
-//	204 E NodePort outside the range         313 E reverted before proven
-//	205 E NodePort wanted twice              314 W reloads too close
-//	206 E port bound twice                   403 W vCenter not verified
-//	208 E no path to the workers             503 E empty storage class
-//	      (W where a gateway may route)      505 W image by tag
-//	209 E not exactly one way in             601 W plain FTP
-//	210 E default routes                     602 E secret in the blueprint
-//	211 E virtual router used twice          603 E not a deployment id
-//	212 E workers
+//	202 E address of something else          308 E two volumes are one claim
+//	203 E address used twice                 311 W control channel cut while idle
+//	204 E NodePort outside the range         312 E reloads cut transfers
+//	205 E NodePort wanted twice              313 E reverted before proven
+//	206 E port bound twice                   314 W reloads too close
+//	208 E no path to the workers             403 W vCenter not verified
+//	      (W where a gateway may route)      503 E empty storage class
+//	209 E not exactly one way in             505 W image by tag
+//	210 E default routes                     601 W plain FTP
+//	211 E virtual router used twice          602 E secret in the blueprint
+//	212 E workers                            603 E not a deployment id
 type code string
 
 // Code returns the code of the rule that made a diagnostic, such as "FTP204", or ""

@@ -40,6 +40,7 @@ func (l *loader) check() {
 	}
 	l.checkNodePorts()
 	l.checkBinds()
+	l.checkClaims()
 	for _, s := range t.Smokes {
 		l.checkSmoke(s)
 	}
@@ -484,6 +485,29 @@ func (l *loader) checkBinds() {
 				l.fail("FTP206", a.at, "Port is bound twice", "%s is already bound by %s (%s). Give each service a VIP of its own.",
 					net.JoinHostPort(a.service.VIP.Address.String(), strconv.Itoa(p)), b.what(p), b.at.seenFrom(a.at))
 			}
+		}
+	}
+}
+
+// checkClaims reports volumes of two services that would be one claim: it is named
+// SERVICE-VOLUME, and both names may hold dashes.
+func (l *loader) checkClaims() {
+	type claim struct {
+		cluster         *Cluster
+		namespace, name string
+	}
+	first := map[claim]*block{}
+	for _, s := range l.topology.Services {
+		for i, v := range s.Volumes {
+			b := l.blocks[s].children["volume"][i]
+			c := claim{s.Cluster, s.Namespace, s.Name + "-" + v.Name}
+			if other := first[c]; other != nil && s.Cluster != nil && s.Namespace != "" {
+				l.fail("FTP308", b.here(), "Two volumes are one claim",
+					"PersistentVolumeClaim %s/%s is also that of another ftp_service's volume (%s). Rename one of them, or give the services namespaces of their own.",
+					c.namespace, c.name, other.here().seenFrom(b.here()))
+				continue
+			}
+			first[c] = b
 		}
 	}
 }

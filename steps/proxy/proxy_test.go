@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -227,10 +228,19 @@ ip link add frontend type veth peer name workload && exec "$@"`, "sh")
 }
 
 func TestLengthDoesNotDependOnPorts(t *testing.T) {
-	eleven := find(t, files(t, production(), 0), HAProxyPath)
-	thousand := find(t, files(t, thousandPorts(), 0), HAProxyPath)
-	if a, b := strings.Count(eleven, "\n"), strings.Count(thousand, "\n"); a != b {
-		t.Errorf("%d lines for 11 ports, %d for 1000", a, b)
+	number := regexp.MustCompile(`[0-9]+`)
+	want := find(t, files(t, production(), 0), HAProxyPath)
+	for _, ports := range []int{1, 400, 1000} {
+		top := production()
+		s := top.Services[0]
+		s.PassiveFirst, s.PassiveLast, s.NodePortFirst = 20100, 20099+ports, 31100
+		got := find(t, files(t, top, 0), HAProxyPath)
+		if number.ReplaceAllString(got, "N") != number.ReplaceAllString(want, "N") {
+			t.Errorf("for %d ports more than numbers differ from those for %d:\n%s", ports, production().Services[0].PassivePorts(), got)
+		}
+		if len(got) != len(want) { // all these ports have five digits, and so has their distance
+			t.Errorf("%d bytes for %d ports, %d for %d", len(got), ports, len(want), production().Services[0].PassivePorts())
+		}
 	}
 }
 
