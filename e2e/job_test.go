@@ -32,6 +32,7 @@ func TestMainJob(t *testing.T) {
 		{"a broken standby is found while the VIP works", standbyBroken},
 		{"every path is proven, and a blocked one named", pathMatrix},
 		{"traffic goes on", trafficGoesOn},
+		{"a second service comes and goes under traffic", neighbourComesAndGoes},
 		{"reloads refuse nobody", reloadStorm},
 		{"throughput", throughput},
 		{"secrets are nowhere", secretsAreNowhere},
