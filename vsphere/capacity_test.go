@@ -27,7 +27,7 @@ func TestCapacity(t *testing.T) {
 		}
 		return hosts
 	}
-	rest := func(t *testing.T, s *vcsim.Server, hosts ...*object.HostSystem) {
+	rest := func(t *testing.T, hosts ...*object.HostSystem) {
 		for _, h := range hosts {
 			task, err := h.EnterMaintenanceMode(t.Context(), 0, false, nil)
 			if err != nil {
@@ -84,21 +84,21 @@ func TestCapacity(t *testing.T) {
 			"datastore LocalDS_0 is not accessible",
 		},
 		"the site's hosts in maintenance": {
-			func(t *testing.T, s *vcsim.Server, _ *Spec) { rest(t, s, hosts(t, s)[:2]...) },
+			func(t *testing.T, s *vcsim.Server, _ *Spec) { rest(t, hosts(t, s)[:2]...) },
 			"no host of host group site-a-hosts in cluster DC0_C0 can run VM lb1, which wants 2 CPUs and 2.0 GiB of memory: " +
 				"DC0_C0_H0 is in maintenance mode, DC0_C0_H1 is in maintenance mode. Bring a host back, or ask for less [FTP405]",
 		},
-		"one host of the site is left": {func(t *testing.T, s *vcsim.Server, _ *Spec) { rest(t, s, hosts(t, s)[0]) }, ""},
+		"one host of the site is left": {func(t *testing.T, s *vcsim.Server, _ *Spec) { rest(t, hosts(t, s)[0]) }, ""},
 		"a host is lost and the other one small": {
 			func(t *testing.T, s *vcsim.Server, one *Spec) {
-				rest(t, s, hosts(t, s)[0])
+				rest(t, hosts(t, s)[0])
 				one.CPUs = 4
 			},
 			"DC0_C0_H0 is in maintenance mode, DC0_C0_H1 has 2 logical CPUs. Bring",
 		},
 		"memory of the hosts": {func(_ *testing.T, _ *vcsim.Server, one *Spec) { one.MemoryMB = 8192 }, "DC0_C0_H0 has 4.0 GiB, DC0_C0_H1 has 4.0 GiB. Bring"},
 		"anywhere in the cluster": {func(t *testing.T, s *vcsim.Server, one *Spec) {
-			rest(t, s, hosts(t, s)[:2]...)
+			rest(t, hosts(t, s)[:2]...)
 			one.HostGroup = ""
 		}, ""},
 		"the pool's limit": {
