@@ -168,12 +168,42 @@ func TestRolledBack(t *testing.T) {
 	}
 }
 
-// readyCluster is a cluster whose part is there.
-type readyCluster struct{}
+// clusterPart is what is still to be changed of a service in the cluster.
+type clusterPart []plan.Change
 
-func (readyCluster) Name() string                                           { return "kubernetes/vsftpd" }
-func (readyCluster) After() []string                                        { return nil }
-func (readyCluster) Plan(context.Context, plan.Goal) ([]plan.Change, error) { return nil, nil }
+func (clusterPart) Name() string    { return "kubernetes/vsftpd" }
+func (clusterPart) After() []string { return nil }
+func (c clusterPart) Plan(context.Context, plan.Goal) ([]plan.Change, error) {
+	return c, nil
+}
+
+// TestProvenAsDeployed changes a box together with the account and the ports of its
+// service: as long as the service's own change is to come, the box is proven by those
+// that are deployed.
+func TestProvenAsDeployed(t *testing.T) {
+	s := startServing(t)
+	s.must(t)
+	deployed := s.topology.Smokes[0]
+	wanted, service, user := *deployed, *deployed.Service, *deployed.User
+	user.Name = "supplier"
+	service.PassiveFirst++
+	service.PassiveLast++
+	wanted.Service, wanted.User = &service, &user
+	s.topology.Services[0], s.topology.Smokes[0] = &service, &wanted
+	s.former = func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error) {
+		former := *deployed
+		return &former, nil
+	}
+	s.text = "with the service"
+	part := clusterPart{}
+	s.cluster = func(*blueprints.Service) plan.Step { return part }
+	var back *plan.RollbackError
+	if _, err := s.apply(t); !errors.As(err, &back) || !back.Complete() || !strings.Contains(err.Error(), "the box does not serve") {
+		t.Errorf("the cluster has all of the blueprint, and its account cannot log in: got %v", err)
+	}
+	part = clusterPart{{Target: "Secret ftp/vsftpd-account", Want: "supplier"}}
+	s.must(t)
+}
 
 // meanwhile does something right before the change of a target is made.
 type meanwhile struct {
@@ -220,7 +250,7 @@ func TestFirstDeploy(t *testing.T) {
 	t.Run("the cluster's part is there and cannot be reached", func(t *testing.T) {
 		s := startServing(t)
 		s.back = "127.0.0.1:1"
-		s.hostStep.cluster = func(*blueprints.Service) plan.Step { return readyCluster{} }
+		s.hostStep.cluster = func(*blueprints.Service) plan.Step { return clusterPart{} }
 		before := planOnly(t, s, plan.Present)
 		_, err := s.apply(t)
 		var back *plan.RollbackError
