@@ -20,6 +20,7 @@ import (
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,7 +39,7 @@ func hand(act string, args []string) int {
 	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
-		"node-port": nodePort, "secret": setSecret, "service-foreign": foreignService, "service-delete": deleteService, "service-unmark": unmarkService, "lease-delete": deleteLease,
+		"node-port": nodePort, "secret": setSecret, "secret-get": getSecret, "deploy-first": deployFirst, "service-foreign": foreignService, "service-delete": deleteService, "service-unmark": unmarkService, "lease-delete": deleteLease,
 		"taint": taint, "untaint": untaint,
 		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
 			_, err := vcenter(ctx)
@@ -474,7 +475,7 @@ func objects(ctx context.Context, _ []string) error {
 	return nil
 }
 
-// api is one request to the API server: METHOD PATH [PATCH]. It prints the answer.
+// api is one request to the API server: METHOD PATH [PATCH or object]. It prints the answer.
 func api(ctx context.Context, args []string) error {
 	c, err := cluster()
 	if err != nil {
@@ -482,7 +483,11 @@ func api(ctx context.Context, args []string) error {
 	}
 	r := c.CoreV1().RESTClient().Verb(args[0]).AbsPath(args[1])
 	if len(args) > 2 {
-		r = r.Param("fieldManager", byEdit.FieldManager).SetHeader("Content-Type", string(ktypes.StrategicMergePatchType)).Body([]byte(args[2]))
+		form := string(ktypes.StrategicMergePatchType)
+		if args[0] == "POST" {
+			form = "application/json"
+		}
+		r = r.Param("fieldManager", byEdit.FieldManager).SetHeader("Content-Type", form).Body([]byte(args[2]))
 	}
 	answer, err := r.DoRaw(ctx)
 	if err != nil {
@@ -576,4 +581,63 @@ func editRules(ctx context.Context, spec *types.ClusterRuleSpec) error {
 	}
 	task, err := cluster.Reconfigure(ctx, &types.ClusterConfigSpecEx{RulesSpec: []types.ClusterRuleSpec{*spec}}, true)
 	return wait(ctx, task, err)
+}
+
+// getSecret prints a key of the only Secret of the namespace that has it.
+func getSecret(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	list, err := c.CoreV1().Secrets("ftp").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range list.Items {
+		if value, ok := s.Data[args[0]]; ok {
+			fmt.Println(string(value))
+			return nil
+		}
+	}
+	return fmt.Errorf("no Secret with the key %s", args[0])
+}
+
+// deployFirst deploys an FTP server without ftpdeploy, with the password given: in
+// namespace seed, for clients that come to 203.0.113.20.
+func deployFirst(ctx context.Context, args []string) error {
+	c, err := cluster()
+	if err != nil {
+		return err
+	}
+	meta := metav1.ObjectMeta{Name: "vsftpd", Namespace: "seed"}
+	labels := map[string]string{"app": "vsftpd"}
+	service := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeNodePort, Selector: labels, Ports: []corev1.ServicePort{{Name: "control", Port: 21, NodePort: 30121}},
+	}}
+	for i := range int32(passives) {
+		service.Spec.Ports = append(service.Spec.Ports, corev1.ServicePort{Name: fmt.Sprintf("data-%d", i), Port: 21200 + i, NodePort: 32200 + i})
+	}
+	server := corev1.Container{
+		Name: "vsftpd", Image: "docker.io/fauria/vsftpd:lab", ImagePullPolicy: corev1.PullIfNotPresent,
+		Env: []corev1.EnvVar{
+			{Name: "FTP_USER", Value: "partner"},
+			{Name: "FTP_PASS", Value: args[0]},
+			{Name: "PASV_ADDRESS", Value: "203.0.113.20"},
+			{Name: "PASV_MIN_PORT", Value: "21200"},
+			{Name: "PASV_MAX_PORT", Value: "21210"},
+		},
+	}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "seed", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "baseline"}}}
+	deployment := &appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{server}}},
+	}}
+	if _, err := c.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	if _, err := c.CoreV1().Services("seed").Create(ctx, service, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	_, err = c.AppsV1().Deployments("seed").Create(ctx, deployment, metav1.CreateOptions{})
+	return err
 }

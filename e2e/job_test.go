@@ -31,6 +31,8 @@ func TestMainJob(t *testing.T) {
 		{"status says what runs", statusSays},
 		{"a broken standby is found while the VIP works", standbyBroken},
 		{"every path is proven, and a blocked one named", pathMatrix},
+		{"doctor names what is planted", doctorNames},
+		{"doctor explains a managed load balancer", managedBalancer},
 		{"traffic goes on", trafficGoesOn},
 		{"a second service comes and goes under traffic", neighbourComesAndGoes},
 		{"reloads refuse nobody", reloadStorm},

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -217,17 +219,35 @@ func (h *Host) Stats() Stats {
 }
 
 // DialContext opens a connection from the machine to address (SSH's
-// direct-tcpip), as net.Dialer would if it ran there. Deadlines cannot be set on it.
+// direct-tcpip), as net.Dialer would if it ran there. Refused and lost
+// connections give the same errors. Deadlines cannot be set on it.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := h.client.DialContext(ctx, network, address)
 	var refused *ssh.OpenChannelError
 	if errors.As(err, &refused) && refused.Reason == ssh.Prohibited {
 		return nil, fmt.Errorf("connect from %s to %s: it %w: %w", h.name, address, ErrForwarding, err)
 	}
+	if errno := reasonOf(refused); errno != nil {
+		err = errno
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect from %s to %s: %w", h.name, address, err)
 	}
 	return conn, nil
+}
+
+// reasonOf is the error of the connect(2) that a server tells of in words, nil where it
+// is none of those that matter.
+func reasonOf(refused *ssh.OpenChannelError) error {
+	if refused == nil {
+		return nil
+	}
+	for _, e := range []error{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ETIMEDOUT} {
+		if strings.EqualFold(refused.Message, e.Error()) {
+			return e
+		}
+	}
+	return nil
 }
 
 // countingConn counts what passes it.

@@ -45,22 +45,31 @@ const pathSessions = 8
 // changes nothing. The order is that of the blueprint. Its error joins why boxes
 // and workers could not be looked at; what a cell lacks is in the cell.
 func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
+	workers := func(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr, error) {
+		if c.WorkerSelector == "" {
+			return c.Workers, nil
+		}
+		return l.workers(ctx, c)
+	}
+	cells, err := l.matrix(ctx, workers, l.down)
+	return l.direct(ctx, cells), err
+}
+
+// matrix is Matrix with the workers of a cluster, and without the boxes that skip tells of.
+func (l *Live) matrix(ctx context.Context, workers func(context.Context, *blueprints.Cluster) ([]netip.Addr, error), skip func(*blueprints.Box) bool) ([]*Cell, error) {
 	var cells []*Cell
 	var errs []error
 	var all sync.WaitGroup
 	for _, s := range l.topology.Services {
-		workers := s.Cluster.Workers
-		if s.Cluster.WorkerSelector != "" {
-			var err error
-			if workers, err = l.workers(ctx, s.Cluster); err != nil {
-				errs = append(errs, fmt.Errorf("find the workers of ftp_service %q: %w", s.Name, err))
-				continue
-			}
+		list, err := workers(ctx, s.Cluster)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("find the workers of ftp_service %q: %w", s.Name, err))
+			continue
 		}
 		// Each session takes a passive port while it listens, and clients want some too.
 		slots := make(chan struct{}, min(pathSessions, max(1, s.PassivePorts()/2)))
 		for _, b := range s.VIP.Group.Boxes {
-			if l.down(b) {
+			if skip(b) {
 				continue
 			}
 			h, err := l.host(ctx, b)
@@ -68,7 +77,7 @@ func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
 				errs = append(errs, fmt.Errorf("enter lb %q: %w", b.Name, err))
 				continue
 			}
-			for _, w := range workers {
+			for _, w := range list {
 				c := &Cell{Service: s, Box: b, Worker: w}
 				cells = append(cells, c)
 				all.Go(func() {
@@ -80,7 +89,7 @@ func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
 		}
 	}
 	all.Wait()
-	return l.direct(ctx, cells), errors.Join(errs...)
+	return cells, errors.Join(errs...)
 }
 
 // prove fills the cell.

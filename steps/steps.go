@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"path"
 	"slices"
@@ -458,16 +457,17 @@ func (l *Live) clusterOf(c *blueprints.Cluster) func(context.Context) (*kube.Cli
 // o.Settle; see SmokeOptions. Holder, Down and DialFrom are provided.
 func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
 	o.Holder, o.Down = l.holder, l.down
-	o.DialFrom = func(ctx context.Context, s *blueprints.SSH) (ftp.DialFunc, error) {
-		h, err := remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
-		if err != nil {
-			return nil, err
-		}
-		return func(ctx context.Context, network, address string) (net.Conn, error) {
-			return h.DialContext(ctx, network, address)
-		}, nil
-	}
+	o.DialFrom = l.dialFrom
 	return Smoke(ctx, l.topology, o)
+}
+
+// dialFrom opens the way out of a machine.
+func (l *Live) dialFrom(ctx context.Context, s *blueprints.SSH) (ftp.DialFunc, error) {
+	h, err := remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
+	if err != nil {
+		return nil, err
+	}
+	return h.DialContext, nil
 }
 
 // Serving runs the smoke blocks as Smoke does, and where one fails as it fits what

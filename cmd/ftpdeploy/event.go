@@ -9,6 +9,7 @@ import (
 
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/steps"
+	"github.com/ftpdeploy/ftpdeploy/steps/doctor"
 )
 
 // event is one thing that the command has to say. Its data is one of the types
@@ -163,6 +164,10 @@ type (
 		Name    string `json:"name"`
 		Unified string `json:"unified"`
 	}
+	diagnosis struct {
+		doctor.Verdict
+		Primary bool `json:"primary"` // what clients meet first
+	}
 	note     struct{} // a result in words
 	progress struct{} // no result: people see it on stderr while it is true
 	runEnd   struct {
@@ -227,6 +232,8 @@ func (e event) kind() string {
 		return "status.service"
 	case lastRun:
 		return "status.run"
+	case diagnosis:
+		return "diagnosis"
 	case note:
 		return "note"
 	case progress:

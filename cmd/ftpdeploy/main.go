@@ -225,7 +225,7 @@ Exit codes:
   4    the world or the blueprint changed since the plan; stopped at a safe point
   5    apply or its smoke test failed; all was rolled back, and looked at again
   6    apply failed part-way, or the result differs from the plan: a human is needed
-  7    verify found a fault
+  7    verify or doctor found a fault
   8    locked by another run; nothing was changed
   9    cannot reach or log in to a target, or it is not the one that is trusted
   64   usage
@@ -266,7 +266,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", "", "`directory` for the records of this apply or destroy (default: one a run, under the state directory)")
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
-		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.statusCommand(), a.driftCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
+		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.doctorCommand(), a.statusCommand(), a.driftCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
 		a.drainCommand(), a.resumeCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {

@@ -29,6 +29,8 @@ var faults = []struct {
 	{"link-delay", "HOST NIC TIME", "delay every frame in both directions, by 100ms; 0s ends it", func(l *Lab, ctx context.Context, a []string) error { return l.delay(ctx, a[0], a[1], a[2]) }},
 	{"drop-port", "HOST PORT", "drop what is sent to one TCP port of the host", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-I") }},
 	{"undrop-port", "HOST PORT", "", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-D") }},
+	{"drop-vrrp", "HOST", "drop the adverts that other hosts send to the host", func(l *Lab, ctx context.Context, a []string) error { return l.drop(ctx, a[0], "-I", "112") }},
+	{"undrop-vrrp", "HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.drop(ctx, a[0], "-D", "112") }},
 	{"stop", "SERVICE HOST", "stop a service in order; it stays stopped", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "stop", a[0], a[1]) }},
 	{"start", "SERVICE HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "start", a[0], a[1]) }},
 	{"kill", "SERVICE HOST", "end a service with SIGKILL; what restarts it restarts it", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "kill", a[0], a[1]) }},
@@ -138,6 +140,11 @@ func (l *Lab) dropPort(ctx context.Context, host, port, command string) error {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("%q is no port", port)
 	}
+	return l.drop(ctx, host, command, "tcp", "--dport", port)
+}
+
+// drop inserts (-I) or deletes (-D) a rule that drops what is sent to a host by a protocol.
+func (l *Lab) drop(ctx context.Context, host, command string, protocol ...string) error {
 	netns := host
 	if l.host(host) == nil {
 		m, on := l.vcenter.Machine(host)
@@ -146,7 +153,8 @@ func (l *Lab) dropPort(ctx context.Context, host, port, command string) error {
 		}
 		netns = m.NetNS
 	}
-	return run(ctx, "ip", "netns", "exec", netns, "iptables", "-w", "-t", "raw", command, "PREROUTING", "-p", "tcp", "--dport", port, "-j", "DROP")
+	argv := append([]string{"ip", "netns", "exec", netns, "iptables", "-w", "-t", "raw", command, "PREROUTING", "-p"}, protocol...)
+	return run(ctx, append(argv, "-j", "DROP")...)
 }
 
 // service stops, starts or kills a service of a host, or a systemd unit of a VM.

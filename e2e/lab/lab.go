@@ -32,6 +32,10 @@ const (
 	ftpPassword     = "lab-Ftp-5c07"
 )
 
+// managedBalancer is a machine for a load balancer that others manage, beside our boxes.
+// Nothing runs on it until a test says so.
+const managedBalancer = "managed"
+
 // Assets are the large things that a lab stands on. They are made outside the
 // sandbox, which reaches no network, and kept in the user's cache.
 type Assets struct {
@@ -118,7 +122,9 @@ func (l *Lab) up(ctx context.Context) error {
 			l.progress.say("Kubernetes " + l.assets.Version + " is ready")
 			return nil
 		},
-		func() error { return cmp.Or(l.host("jump").boot(ctx), l.host("client").boot(ctx)) },
+		func() error {
+			return cmp.Or(l.host("jump").boot(ctx), l.host("client").boot(ctx), l.host(managedBalancer).boot(ctx))
+		},
 	}
 	ended := make(chan error, len(parts))
 	for _, start := range parts {
@@ -149,6 +155,7 @@ func (l *Lab) makeHosts(ca *CA) error {
 	}{
 		{"jump", []string{"192.0.2.10", "203.0.113.10"}},
 		{"client", []string{"203.0.113.50", "203.0.113.51"}},
+		{managedBalancer, []string{"203.0.113.20", "198.51.100.20"}},
 		{controlPlane, []string{apiOutside, apiInside}},
 	} {
 		made, err := newHost(l.dir, h.name, names, h.addresses...)

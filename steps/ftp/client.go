@@ -32,6 +32,9 @@ type Config struct {
 	Trace   func(line string) // called with each command ("> "), reply ("< ") and connection ("* "); no passwords
 }
 
+// errGone says that a control connection was ended by the other side.
+var errGone = errors.New("the other side closed the control connection")
+
 // Reply is an answer of the server that is an error here.
 type Reply struct {
 	Code int    // RFC 959, section 4.2
@@ -356,7 +359,7 @@ func (c *Client) read(ctx context.Context, want int) (text string, err error) {
 		return err
 	})
 	if errors.Is(err, io.EOF) {
-		return "", errors.New("the other side closed the control connection")
+		return "", errGone
 	}
 	if err != nil {
 		return "", err
