@@ -1,11 +1,12 @@
-// Package ftp moves files over FTP (RFC 959, RFC 2428) in the passive modes, and
-// proves by it that an FTP service works from end to end. It uses the standard
-// library only.
+// Package ftp moves files over FTP (RFC 959, RFC 2428) and explicit FTPS (RFC 4217)
+// in the passive modes, and proves by it that an FTP service works from end to end.
+// It uses the standard library only.
 package ftp
 
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,8 @@ type DialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 type Config struct {
 	Address string            // host:port of the control connection
 	Dial    DialFunc          // for control and data; nil = directly
-	Timeout time.Duration     // for each connect, reply, read and write; 0 = DefaultTimeout
+	TLS     *TLS              // nil = in clear text
+	Timeout time.Duration     // for each connect, handshake, reply, read and write; 0 = DefaultTimeout
 	Trace   func(line string) // called with each command ("> "), reply ("< ") and connection ("* "); no passwords
 }
 
@@ -49,17 +51,23 @@ type Client struct {
 	config   Config
 	conn     net.Conn
 	text     *textproto.Conn
-	last     *Reply // nil before the greeting
+	tls      *tls.Config // of an encrypted session, else nil
+	last     *Reply      // nil before the greeting
 	password string
 }
 
-// Dial opens a session and reads the server's greeting.
+// Dial opens a session, reads the server's greeting and, with TLS, encrypts what
+// follows.
 func Dial(ctx context.Context, config Config) (*Client, error) {
 	c, err := connect(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.greeting(ctx); err != nil {
+	err = c.greeting(ctx)
+	if err == nil && config.TLS != nil {
+		err = c.encrypt(ctx)
+	}
+	if err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -114,7 +122,7 @@ func (c *Client) LastReply() string {
 	return c.last.Error()
 }
 
-// Login enters, and switches to binary transfers.
+// Login enters, and switches to binary transfers; with TLS to encrypted ones.
 func (c *Client) Login(ctx context.Context, user, password string) error {
 	c.password = password
 	if _, err := c.command(ctx, 0, "USER "+user); err != nil {
@@ -128,6 +136,13 @@ func (c *Client) Login(ctx context.Context, user, password string) error {
 		}
 	default:
 		return fmt.Errorf("USER: %w", c.last)
+	}
+	if c.tls != nil {
+		for _, line := range []string{"PBSZ 0", "PROT P"} { // RFC 4217, section 9
+			if _, err := c.command(ctx, 2, line); err != nil {
+				return err
+			}
+		}
 	}
 	_, err := c.command(ctx, 2, "TYPE I")
 	return err
@@ -270,10 +285,21 @@ func (c *Client) transfer(ctx context.Context, conn net.Conn, line string, move 
 		}
 		return 0, err
 	}
-	n, moved := move(data)
-	data.Close() // the end of what we send
+	to := net.Conn(data)
+	resumed := true
+	if c.tls != nil {
+		protected, err := c.protect(ctx, data)
+		if err != nil {
+			return 0, c.unprotected(ctx, data, err)
+		}
+		to, resumed = protected, protected.ConnectionState().DidResume
+	}
+	n, moved := move(to)
+	c.finish(ctx, to)
 	_, err = c.read(ctx, 2)
 	switch {
+	case !resumed:
+		return n, notResumed(err)
 	case moved != nil && err != nil:
 		return n, fmt.Errorf("data connection to %s after %d bytes: %w; then %w", data.RemoteAddr(), n, moved, err)
 	case moved != nil:
@@ -400,6 +426,9 @@ func (c *Client) dial(ctx context.Context, address string) (net.Conn, error) {
 func (c *Client) within(ctx context.Context, conn net.Conn, f func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Timeout, timeoutError(c.config.Timeout))
 	defer cancel()
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn() // whose end waits for nothing
+	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := f()
 	if !stop() {

@@ -21,6 +21,7 @@ type Ports struct {
 	// Data gives the host:port that leads to passive port p.
 	Data func(p int) string
 	Dial DialFunc // nil = directly
+	TLS  *TLS     // nil = in clear text
 	// Timeout bounds each step of a session; 0 = DefaultTimeout. It is what the first
 	// port costs whose packets are dropped; each further one costs a quarter.
 	Timeout time.Duration
@@ -172,7 +173,7 @@ func draws(n int) int {
 
 // enter opens a session.
 func (r *ports) enter(ctx context.Context) error {
-	client, err := Dial(ctx, Config{Address: r.Address, Dial: r.Dial, Timeout: r.Timeout})
+	client, err := Dial(ctx, Config{Address: r.Address, Dial: r.Dial, TLS: r.TLS, Timeout: r.Timeout})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	crand "crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -33,6 +35,9 @@ type Probe struct {
 	Password string
 	Modes    []string // PASV, EPSV
 
+	TLS     *TLS // nil = in clear text
+	OnlyTLS bool // with TLS: clear text must be refused
+
 	ExpectAddress netip.Addr // what 227 must announce; the zero value = anything
 	PortFirst     int        // the data ports that may be announced
 	PortLast      int
@@ -51,6 +56,8 @@ type Report struct {
 	Ports      []int   // the data ports that moved data, ascending
 	NotDrawn   []int   // with EveryPort: the ports that the server never chose
 	Transcript []string
+	// Certificate is what the server showed, good or not; nil where it showed none.
+	Certificate *x509.Certificate
 }
 
 // Check is one thing that was proven, or not.
@@ -94,11 +101,12 @@ var ErrNotDrawn = errors.New("the server did not choose a port")
 var ErrAnnounced = errors.New("the server announces")
 
 // Final tells whether a fault is the server's own word, which does not pass by
-// itself: it refuses for good (a 5yz reply, RFC 959 section 4.2), or sends clients
-// astray.
+// itself: it refuses for good (a 5yz reply, RFC 959 section 4.2), sends clients
+// astray, or has a certificate that they refuse.
 func Final(err error) bool {
 	var reply *Reply
-	return errors.Is(err, ErrAnnounced) || errors.As(err, &reply) && reply.Code >= 500
+	var bad *tls.CertificateVerificationError
+	return errors.Is(err, ErrAnnounced) || errors.As(err, &reply) && reply.Code >= 500 || errors.As(err, &bad)
 }
 
 // completePorts is up to how many ports EveryPort means every port. A server draws
@@ -128,6 +136,9 @@ func (p Probe) Run(ctx context.Context) (Report, error) {
 			break
 		}
 	}
+	if err == nil && p.TLS != nil {
+		err = r.strangers(ctx)
+	}
 	if r.file != "" {
 		err = errors.Join(err, r.cleanUp(ctx))
 	}
@@ -149,7 +160,7 @@ type run struct {
 }
 
 func (r *run) config() Config {
-	return Config{Address: r.Address, Dial: r.Dial, Timeout: r.Timeout, Trace: func(line string) {
+	return Config{Address: r.Address, Dial: r.Dial, TLS: r.TLS, Timeout: r.Timeout, Trace: func(line string) {
 		r.report.Transcript = append(r.report.Transcript, line)
 	}}
 }
@@ -187,6 +198,11 @@ func (r *run) session(ctx context.Context, mode string, first bool) error {
 	r.client = client
 	if err := r.check(mode+" greeting", func(*Check) error { return client.greeting(ctx) }); err != nil {
 		return err
+	}
+	if r.TLS != nil {
+		if err := r.check(mode+" tls", r.encrypt(ctx)); err != nil {
+			return err
+		}
 	}
 	if err := r.check(mode+" login", func(*Check) error {
 		if err := client.Login(ctx, r.User, r.Password); err != nil {
@@ -230,6 +246,75 @@ func (r *run) session(ctx context.Context, mode string, first bool) error {
 		}
 	}
 	return r.check(mode+" quit", func(*Check) error { return client.Quit(ctx) })
+}
+
+// encrypt returns a check of the control connection's TLS: chain, name, dates and
+// version.
+func (r *run) encrypt(ctx context.Context) func(*Check) error {
+	return func(c *Check) error {
+		err := r.client.encrypt(ctx)
+		var bad *tls.CertificateVerificationError
+		if errors.As(err, &bad) {
+			r.report.Certificate = bad.UnverifiedCertificates[0]
+		}
+		if err != nil {
+			return err
+		}
+		seen := r.client.conn.(*tls.Conn).ConnectionState()
+		r.report.Certificate = seen.PeerCertificates[0]
+		c.Detail = fmt.Sprintf("%s, certificate until %s", tls.VersionName(seen.Version), r.report.Certificate.NotAfter.UTC().Format(time.DateOnly))
+		return nil
+	}
+}
+
+// strangers proves that those are not let in who must not be: who logs in in clear
+// text, and who does not show by his TLS session that a data connection is his.
+func (r *run) strangers(ctx context.Context) error {
+	if r.OnlyTLS {
+		err := r.check("clear text refused", func(*Check) error {
+			config := r.config()
+			config.TLS = nil
+			client, err := Dial(ctx, config)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			r.client = client
+			_, err = client.command(ctx, 5, "USER "+r.User)
+			var let *Reply
+			if errors.As(err, &let) {
+				return &TLSError{"FTP615", "the server takes a login in clear text", let}
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return r.check("reuse demanded", func(c *Check) error {
+		config, fresh := r.config(), *r.TLS
+		fresh.Fresh = true
+		config.TLS = &fresh
+		client, err := Dial(ctx, config)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		r.client = client
+		if err := client.Login(ctx, r.User, r.Password); err != nil {
+			return fmt.Errorf("user %q: %w", r.User, err)
+		}
+		err = r.transfer(ctx, c, func(data net.Conn) (int64, error) {
+			listing, err := client.List(ctx, data, r.Dir)
+			return int64(len(listing)), err
+		})
+		var refused *TLSError
+		var reply *Reply
+		if errors.As(err, &refused) && refused.Code == "FTP614" && errors.As(refused.Err, &reply) {
+			return nil
+		}
+		return err
+	})
 }
 
 // roundTrip uploads a file of random bytes and compares the download.
