@@ -66,11 +66,6 @@ func (b *block) read(body hcl.Body) {
 	b.loader.native(diags)
 	b.attrs = content.Attributes
 	for _, inner := range content.Blocks {
-		if inner.Type == "tls" {
-			b.loader.fail("FTP101", place{subject: inner.DefRange}, "Unsupported block type",
-				`Blocks of type "tls" are not expected here yet: FTPS comes in a later version of ftpdeploy. Remove the block; the service then speaks plain FTP.`)
-			continue
-		}
 		child := &block{loader: b.loader, typ: inner.Type, def: inner.DefRange, spec: b.spec.blocks[inner.Type]}
 		if child.spec.label {
 			child.name = inner.Labels[0]
@@ -226,8 +221,20 @@ func (b *block) file(name, fallback string) string {
 	}))
 }
 
-// secret reads a value that must come from outside the blueprint.
+// secret reads a line that must come from outside the blueprint.
 func (b *block) secret(name string) Secret {
+	s := b.secretText(name)
+	if _, err := parseLine(s.Reveal()); err != nil {
+		b.failed[name] = true
+		b.loader.fail("FTP106", place{subject: b.attrs[name].Expr.Range()}, "Not one line",
+			"The value of %q holds a line break or another control character. A file's last line break goes away with chomp(file(PATH)).", name)
+		return Secret{}
+	}
+	return s
+}
+
+// secretText reads a text that must come from outside the blueprint.
+func (b *block) secretText(name string) Secret {
 	attr := b.attrs[name]
 	if attr == nil {
 		return Secret{}
@@ -249,12 +256,6 @@ func (b *block) secret(name string) Secret {
 	case bare.IsNull() || bare.AsString() == "":
 		b.failed[name] = true
 		b.loader.fail("FTP106", place{subject: attr.Expr.Range()}, "Empty secret", "The value of %q is empty.", name)
-		return Secret{}
-	}
-	if _, err := parseLine(bare.AsString()); err != nil {
-		b.failed[name] = true
-		b.loader.fail("FTP106", place{subject: attr.Expr.Range()}, "Not one line",
-			"The value of %q holds a line break or another control character. A file's last line break goes away with chomp(file(PATH)).", name)
 		return Secret{}
 	}
 	return NewSecret(bare.AsString())

@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 const everything = "testdata/everything.ftp.hcl"
@@ -41,9 +43,6 @@ func TestEverythingIsUsed(t *testing.T) {
 	var check func(prefix string, blocks map[string]spec)
 	check = func(prefix string, blocks map[string]spec) {
 		for typ, s := range blocks {
-			if typ == "tls" { // known, but refused for now
-				continue
-			}
 			if !used[prefix+typ] {
 				t.Errorf("no block %s%s", prefix, typ)
 			}
@@ -63,7 +62,11 @@ func TestEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := write(t, map[string]string{"x.ftp.hcl": string(src), "password.txt": "from-a-file"})
+	authority := ftptest.NewAuthority(t)
+	certificate, key := authority.Issue(t, 90*24*time.Hour, "ftp.example.org")
+	dir := write(t, map[string]string{
+		"x.ftp.hcl": string(src), "password.txt": "from-a-file", "ftp.crt": string(certificate), "ftp.key": string(key), "ca.crt": string(authority.PEM),
+	})
 	topology, files, diags := Load(dir, Options{Env: from(environment), Version: "1.0.0"})
 	if topology == nil {
 		t.Fatal(render(t, files, diags))
@@ -142,6 +145,13 @@ func TestEverything(t *testing.T) {
 		{"passive", []int{main.PassiveFirst, main.PassiveLast, main.NodePortFirst}, []int{21100, 21110, 21100}},
 		{"same source", main.SameSourceIP, false},
 		{"writable", elsewhere.Users[0].Writable, false},
+		{"certificate", main.TLS.Certificate, string(certificate)},
+		{"certificate's subject", main.TLS.Chain[0].Subject.CommonName, "ftp.example.org"},
+		{"private key", main.TLS.PrivateKey.Reveal(), string(key)},
+		{"CA", main.TLS.Roots.Equal(authority.Roots), true},
+		{"server name", main.TLS.ServerName, "ftp.example.org"},
+		{"least version", main.TLS.MinVersion, "1.3"},
+		{"TLS required", main.TLS.Required, false},
 		{"requests", main.Requests, map[string]string{"cpu": "100m"}},
 		{"limits", main.Limits, map[string]string{"memory": "128Mi"}},
 		{"external", elsewhere.Server, "external"},

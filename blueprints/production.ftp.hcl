@@ -230,6 +230,11 @@ ftp_service "vsftpd" {
     writable = true
   }
 
+  # tls {                                     # explicit FTPS; see docs/operations.md
+  #   certificate = file("pki/ftp.crt")
+  #   private_key = file("pki/ftp.key")
+  # }
+
   volume "home" {
     size          = "50Gi"
     mount         = "/home/vsftpd"

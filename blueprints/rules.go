@@ -281,8 +281,7 @@ func (l *loader) checkWorkers(c *Cluster) {
 func (l *loader) checkServer(s *Service) {
 	block := l.blocks[s]
 	passive := block.child("passive")
-	l.warn("FTP601", block.here(), "Plain FTP",
-		"Passwords and files of ftp_service %q cross the network in clear text. Keep it to networks that you trust; FTPS comes in a later version of ftpdeploy.", s.Name)
+	l.checkTLS(s)
 	if s.Image != "" && !strings.Contains(s.Image, "@sha256:") {
 		l.warn("FTP505", block.at("image"), "Image is not pinned",
 			"A tag can mean another image tomorrow, and a pod that moves to another node would pull it. Name it by digest: NAME@sha256:...")

@@ -4,6 +4,7 @@
 package blueprints
 
 import (
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/netip"
@@ -251,6 +252,7 @@ type Service struct {
 	NodePortFirst   int  // NodePort of PassiveFirst; the rest follow in order
 	SameSourceIP    bool // vsftpd's check of the data connection's source (pasv_promiscuous=NO)
 	Users           []*User
+	TLS             *TLS // nil = in clear text
 	Volumes         []Volume
 	Requests        map[string]string // resources, as Kubernetes quantities
 	Limits          map[string]string
@@ -277,6 +279,18 @@ type User struct {
 	Home     string
 	Writable bool
 	Range    hcl.Range
+}
+
+// TLS is how an FTP service is encrypted: explicit FTPS (block tls).
+type TLS struct {
+	Required    bool                // refuse logins and data in clear text
+	Certificate string              // PEM, the server's own first
+	Chain       []*x509.Certificate // the same, read
+	PrivateKey  Secret              // PEM
+	Roots       *x509.CertPool      // that clients trust; nil = those of the machine where the client is
+	ServerName  string              // where clients connect to, a DNS name or an address: what the certificate is for
+	MinVersion  string              // 1.2 | 1.3
+	Range       hcl.Range
 }
 
 // Volume is a PersistentVolumeClaim of the service's pod.

@@ -21,12 +21,13 @@ import (
 // then says "taken" and the revisions, or "refused".
 type Taken struct {
 	Volume     string // name of the volume
+	Source     string // name of the Secret or ConfigMap, of those in the volume, that has changed
 	Annotation string // of the pod, which it finds in the volume
 	Revision   string // what the log must say beside the request
 }
 
-// WaitTaken has each pod of a Deployment that runs and mounts the volume look at
-// it, and waits, for at most bound, until it has taken its settings. A pod that is
+// WaitTaken has each pod of a Deployment that runs and has the source in its volume
+// look at it, and waits, for at most bound, until it has taken its settings. A pod that is
 // yet to start reads them then. Report may be nil.
 func (c *Client) WaitTaken(ctx context.Context, namespace, name string, t Taken, bound time.Duration, report func(string)) error {
 	d, err := c.deployment(ctx, namespace, name)
@@ -43,7 +44,7 @@ func (c *Client) WaitTaken(ctx context.Context, namespace, name string, t Taken,
 	ctx, cancel := context.WithTimeoutCause(ctx, bound, fmt.Errorf("it has not said within %s that it took its settings: does its image watch them?", bound))
 	defer cancel()
 	for _, p := range pods {
-		mounts := slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == t.Volume })
+		mounts := slices.ContainsFunc(p.Spec.Volumes, t.draws)
 		if p.DeletionTimestamp != nil || p.Status.Phase != corev1.PodRunning || !mounts {
 			continue
 		}
@@ -52,6 +53,13 @@ func (c *Client) WaitTaken(ctx context.Context, namespace, name string, t Taken,
 		}
 	}
 	return nil
+}
+
+// draws tells whether a volume is the one of the settings and has the source.
+func (t Taken) draws(v corev1.Volume) bool {
+	return v.Name == t.Volume && v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+		return s.Secret != nil && s.Secret.Name == t.Source || s.ConfigMap != nil && s.ConfigMap.Name == t.Source
+	})
 }
 
 // logTail is how much of a pod's log is read: what was logged since the last look.

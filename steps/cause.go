@@ -109,7 +109,13 @@ var objectSources = []struct{ kind, part, from string }{
 	{"Deployment", ".tolerations", "SERVICE.tolerations"},
 	{"Deployment", ".resources", "SERVICE.resources"},
 	{"Deployment", secretChecksum, "USER.password"},
+	{"Deployment", ".projected.sources", "SERVICE.tls"},
 	{"Deployment", settingsVolume, "SERVICE.live_settings"},
+	{"Secret", "[" + certificateFile + "]", "SERVICE.tls.certificate"},
+	{"Secret", "[" + keyFile + "]", "SERVICE.tls.private_key"},
+	{"Secret", tlsForced, "SERVICE.tls.required"},
+	{"Secret", tlsLeast, "SERVICE.tls.min_version"},
+	{"Secret", tlsRevision, "SERVICE.tls"},
 	{"Secret", "data", "USER.password"},
 	{"Secret", "", "USER"},
 	{"PersistentVolumeClaim", "storageClassName", "VOLUME.storage_class"},
@@ -135,6 +141,9 @@ func (k *kubernetes) source(object kube.Ref, path string) string {
 		if object.Name == k.claimName(v) {
 			names = append(names, "VOLUME", service+".volume."+v.Name)
 		}
+	}
+	if path == "" && k.isTLS(object) {
+		return service + ".tls"
 	}
 	control := strings.NewReplacer("CONTROL", strconv.Itoa(s.ControlPort))
 	for _, o := range objectSources {

@@ -8,6 +8,7 @@ import (
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/kube"
 	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 // Every attribute that the tables name is one of the language: a blueprint that
@@ -18,7 +19,11 @@ func TestSourcesAreOfTheLanguage(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(t.TempDir())
-	for name, text := range map[string]string{"x.ftp.hcl": string(src), "password.txt": "from-a-file"} {
+	ca := ftptest.NewAuthority(t)
+	certificate, key := ca.Issue(t, 90*day, "ftp.example.org")
+	for name, text := range map[string]string{
+		"x.ftp.hcl": string(src), "password.txt": "from-a-file", "ftp.crt": string(certificate), "ftp.key": string(key), "ca.crt": string(ca.PEM),
+	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

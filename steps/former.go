@@ -31,6 +31,11 @@ type deployed struct {
 					Image string
 					Env   []struct{ Name, Value string }
 				}
+				Volumes []struct {
+					Projected struct {
+						Sources []struct{ Secret struct{ Name string } }
+					}
+				}
 			}
 		}
 	}
@@ -47,7 +52,19 @@ func (d *deployed) env(name string) string {
 	return ""
 }
 
-// former is a smoke block with account, ports and VIP of what is deployed, by
+// draws tells whether the pod reads a Secret in a volume of its settings.
+func (d *deployed) draws(secret string) bool {
+	for _, v := range d.Spec.Template.Spec.Volumes {
+		for _, s := range v.Projected.Sources {
+			if s.Secret.Name == secret {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// former is a smoke block with account, TLS, ports and VIP of what is deployed, by
 // which a service is proven that this run is about to change; nil where nothing is
 // deployed or it is as in the blueprint.
 func (l *Live) former(ctx context.Context, smoke *blueprints.Smoke) (*blueprints.Smoke, error) {
@@ -103,10 +120,19 @@ func (l *Live) former(ctx context.Context, smoke *blueprints.Smoke) (*blueprints
 			service.ControlPort = p.Port
 		}
 	}
+	service.TLS = nil
+	if w := (workload{l.topology, s}); pod.draws(w.tlsName()) {
+		switch d, err := servedTLS(ctx, c, w); {
+		case err != nil:
+			return nil, err
+		case d != nil:
+			service.TLS = d.formerTLS(s.TLS)
+		}
+	}
 	user.Name = cmp.Or(string(who.Data.User), user.Name)
 	user.Password = blueprints.NewSecret(string(who.Data.Password))
 	if vip.Address == s.VIP.Address && service.PassiveFirst == s.PassiveFirst && service.PassiveLast == s.PassiveLast &&
-		service.ControlPort == s.ControlPort && user.Name == smoke.User.Name && user.Password.Reveal() == smoke.User.Password.Reveal() {
+		service.ControlPort == s.ControlPort && user.Name == smoke.User.Name && user.Password.Reveal() == smoke.User.Password.Reveal() && sameTLS(service.TLS, s.TLS) {
 		return nil, nil
 	}
 	former := *smoke

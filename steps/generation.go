@@ -64,6 +64,7 @@ type Serving struct {
 	PassiveFirst    int        `json:"passive_first"`
 	PassiveLast     int        `json:"passive_last"`
 	NodePortFirst   int        `json:"node_port_first"`
+	TLS             bool       `json:"tls,omitempty"`
 }
 
 // digest is a fingerprint of what a generation is: two of the same one are the same
@@ -207,7 +208,7 @@ func (g *Generation) describe(t *blueprints.Topology) {
 		g.Groups[group.Name] = l
 	}
 	for _, s := range t.Services {
-		g.Services[s.Name] = Serving{s.VIP.Address, s.ControlPort, s.ControlNodePort, s.PassiveFirst, s.PassiveLast, s.NodePortFirst}
+		g.Services[s.Name] = Serving{s.VIP.Address, s.ControlPort, s.ControlNodePort, s.PassiveFirst, s.PassiveLast, s.NodePortFirst, s.TLS != nil}
 	}
 }
 
@@ -227,13 +228,18 @@ func (g *Generation) at(t *blueprints.Topology) (*blueprints.Topology, error) {
 		}
 	}
 	for _, name := range names(g.Services, now.Services) {
-		_, then := g.Services[name]
-		if _, is := now.Services[name]; then != is {
+		was, then := g.Services[name]
+		wanted, is := now.Services[name]
+		if then != is {
 			has, lacks := "has", "the blueprint has not"
 			if is {
 				has, lacks = "has not", "the blueprint has"
 			}
 			refuse("%s ftp_service %q, and %s. Passwords and claims do not go back", has, name, lacks)
+		}
+		if then && is && was.TLS != wanted.TLS {
+			how := map[bool]string{true: "with TLS", false: "in clear text"}
+			refuse("has ftp_service %q %s, and the blueprint %s. Certificates do not go back", name, how[was.TLS], how[wanted.TLS])
 		}
 	}
 	if errs != nil {

@@ -266,6 +266,7 @@ func TestGenerationThatCannotBeGoneBackTo(t *testing.T) {
 		{`has in lb_group "ftp" haproxy-a, haproxy-b, and the blueprint haproxy-a. Machines do not go back`, func(t *blueprints.Topology) { t.Groups[0].Boxes = t.Groups[0].Boxes[:1] }},
 		{`has ftp_service "vsftpd", and the blueprint has not`, func(t *blueprints.Topology) { t.Services[0].Name = "ftp" }},
 		{`has not ftp_service "ftp", and the blueprint has`, func(t *blueprints.Topology) { t.Services[0].Name = "ftp" }},
+		{`has ftp_service "vsftpd" in clear text, and the blueprint with TLS. Certificates do not go back`, func(t *blueprints.Topology) { t.Services[0].TLS = &blueprints.TLS{} }},
 		{`uses claim vsftpd-home, and no volume of ftp_service "vsftpd" is called so any more`, func(t *blueprints.Topology) { t.Services[0].Volumes = nil }},
 		{"has Deployment ftp/vsftpd, and the blueprint Deployment files/vsftpd", func(t *blueprints.Topology) { t.Services[0].Namespace = "files" }},
 	} {

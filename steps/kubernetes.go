@@ -301,7 +301,7 @@ func (k *kubernetes) missed(live []*kube.Live, planned [][]plan.Change) {
 		case live[i] != nil && live[i].Kind != "PersistentVolumeClaim": // which may be kept, or new
 			later = live[i]
 		case live[i] == nil && later != nil && len(planned[i]) > 0 && planned[i][0].Action == plan.Create &&
-			!strings.HasPrefix(planned[i][0].Target, "PersistentVolumeClaim ") && !strings.HasPrefix(planned[i][0].Target, "ConfigMap "):
+			!strings.HasPrefix(planned[i][0].Target, "PersistentVolumeClaim ") && !strings.HasPrefix(planned[i][0].Target, "ConfigMap ") && planned[i][0].Target != k.tlsRef().String():
 			planned[i][0].Cause = drifted("", time.Time{})
 			planned[i][0].Reason += fmt.Sprintf(", and %s, which is made after it, is: it was deleted", later.Ref)
 		}
@@ -351,8 +351,15 @@ func (k *kubernetes) keep(ctx context.Context, c *kube.Client, m *manifests, o k
 		change.Effect = plan.Reload
 	}
 	var taken []kube.Delta
+	if k.isTLS(live.Ref) {
+		if change.Detail.Fields, err = k.tlsDetail(live, o); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range p.Deltas {
-		change.Detail.Fields = append(change.Detail.Fields, plan.Field{Path: d.Path, Before: d.Before, After: d.After})
+		if !k.isTLS(live.Ref) || !strings.HasPrefix(d.Path, "data") {
+			change.Detail.Fields = append(change.Detail.Fields, plan.Field{Path: d.Path, Before: d.Before, After: d.After})
+		}
 		if d.Subresource == "scale" && d.Manager == "kube-controller-manager" {
 			taken = append(taken, d)
 		}
@@ -383,10 +390,16 @@ func (k *kubernetes) creation(c *kube.Client, m *manifests, o kube.Object) (plan
 	if err != nil {
 		return plan.Change{}, err
 	}
+	var fields []plan.Field
+	if k.isTLS(o.Ref()) {
+		if fields, err = k.tlsDetail(nil, o); err != nil {
+			return plan.Change{}, err
+		}
+	}
 	target := o.Ref().String()
 	return plan.Change{
 		Action: plan.Create, Target: target, Reason: "not there", Cause: asked(k.topology, k.source(o.Ref(), "")), Effect: plan.NoEffect, Want: want,
-		Detail: plan.Diff{Unified: udiff.Unified("/dev/null", target, "", text)},
+		Detail: plan.Diff{Unified: udiff.Unified("/dev/null", target, "", text), Fields: fields},
 		Do:     k.unmoved(c, o, "", k.applying(c, o)),
 		Undo: func(ctx context.Context) error {
 			live, err := find(ctx, c, o.Ref())
@@ -435,7 +448,7 @@ func (k *kubernetes) applying(c *kube.Client, o kube.Object) func(context.Contex
 		}
 		if revision := k.revision(o); revision != "" {
 			return c.WaitTaken(ctx, k.service.Namespace, k.service.Name, kube.Taken{
-				Volume: settingsVolume, Annotation: requestMark, Revision: revision,
+				Volume: settingsVolume, Source: r.Name, Annotation: requestMark, Revision: revision,
 			}, takenWait, report)
 		}
 		return nil
@@ -449,9 +462,11 @@ func (k *kubernetes) revision(o kube.Object) string {
 	if revision, ok := data[settingsRevision].(string); ok {
 		return "settings=" + revision
 	}
-	if revision, ok := data[accountRevision].(string); ok {
-		if text, err := base64.StdEncoding.DecodeString(revision); err == nil {
-			return "account=" + string(text)
+	for name, says := range map[string]string{accountRevision: "account=", tlsRevision: "tls="} {
+		if revision, ok := data[name].(string); ok {
+			if text, err := base64.StdEncoding.DecodeString(revision); err == nil {
+				return says + string(text)
+			}
 		}
 	}
 	return ""
@@ -492,13 +507,16 @@ func warningFields(warnings []string) []plan.Field {
 }
 
 // fingerprint stands for the object as it is wanted. The account goes into it by
-// its checksum only.
+// its checksum only, certificate and private key by a digest of both.
 func (m *manifests) fingerprint(o kube.Object) (string, error) {
 	text, err := manifestText(o)
 	if err != nil {
 		return "", err
 	}
-	if o.Ref().Kind == "Secret" {
+	data, _ := o["data"].(map[string]any)
+	if revision, ok := data[tlsRevision].(string); ok {
+		text += revision
+	} else if o.Ref().Kind == "Secret" {
 		text += m.checksum
 	}
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:16], nil
@@ -794,6 +812,9 @@ func (k *kubernetes) names() []kube.Ref {
 		names = append(names, kube.Ref{Kind: "PersistentVolumeClaim", Namespace: ns, Name: k.claimName(v)})
 	}
 	names = append(names, kube.Ref{Kind: "Secret", Namespace: ns, Name: k.accountName()})
+	if k.service.TLS != nil {
+		names = append(names, k.tlsRef())
+	}
 	if k.service.LiveSettings {
 		names = append(names, kube.Ref{Kind: "ConfigMap", Namespace: ns, Name: k.settingsName()})
 	}

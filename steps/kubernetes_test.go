@@ -58,6 +58,7 @@ func TestKubernetes(t *testing.T) {
 		"plan in words":    testPlanInWords,
 		"drift":            testDrift,
 		"password":         testPassword,
+		"certificate":      testCertificate,
 		"dangers":          testObjectDangers,
 		"saved secrets":    testSavedSecrets,
 		"foreign":          testForeign,

@@ -90,6 +90,12 @@ func (w workload) manifests() (*manifests, error) {
 	m.objects = append(m.objects, kube.Object{
 		"apiVersion": "v1", "kind": "Secret", "metadata": w.metadata(w.accountName()), "type": "Opaque", "data": account,
 	})
+	if s.TLS != nil {
+		if !s.LiveSettings {
+			return nil, fmt.Errorf("ftp_service %q has a tls block and an image without live settings, which takes no certificate [FTP309]", s.Name)
+		}
+		m.objects = append(m.objects, w.tlsSecret())
+	}
 	for _, v := range s.Volumes {
 		m.objects = append(m.objects, w.claim(v))
 	}
@@ -283,16 +289,18 @@ func (w workload) deployment(checksum string) kube.Object {
 	var mounts, volumes []any
 	meta := map[string]any{"labels": w.identity()}
 	if s.LiveSettings {
+		sources := []any{
+			map[string]any{"secret": map[string]any{"name": w.accountName()}},
+			map[string]any{"configMap": map[string]any{"name": w.settingsName()}},
+			map[string]any{"downwardAPI": map[string]any{"items": []any{
+				map[string]any{"path": requestFile, "fieldRef": map[string]any{"fieldPath": "metadata.annotations['" + requestMark + "']"}},
+			}}},
+		}
+		if s.TLS != nil {
+			sources = append(sources, map[string]any{"secret": map[string]any{"name": w.tlsName()}})
+		}
 		mounts = append(mounts, map[string]any{"name": settingsVolume, "mountPath": settingsDir, "readOnly": true})
-		volumes = append(volumes, map[string]any{"name": settingsVolume, "projected": map[string]any{
-			"defaultMode": 0o400, "sources": []any{
-				map[string]any{"secret": map[string]any{"name": w.accountName()}},
-				map[string]any{"configMap": map[string]any{"name": w.settingsName()}},
-				map[string]any{"downwardAPI": map[string]any{"items": []any{
-					map[string]any{"path": requestFile, "fieldRef": map[string]any{"fieldPath": "metadata.annotations['" + requestMark + "']"}},
-				}}},
-			},
-		}})
+		volumes = append(volumes, map[string]any{"name": settingsVolume, "projected": map[string]any{"defaultMode": 0o400, "sources": sources}})
 	} else {
 		container["env"] = w.environment()
 		meta["annotations"] = map[string]any{secretChecksum: checksum}

@@ -47,7 +47,11 @@ func TestRenderManifests(t *testing.T) {
 			s.Banner, s.MaxClients, s.MaxPerIP = "Welcome", 200, 20
 			s.IdleSession, s.DataConnection = 5*time.Minute, 10*time.Minute
 		},
-		"live":     func(_ *blueprints.Topology, s *blueprints.Service) { s.LiveSettings = true },
+		"live": func(_ *blueprints.Topology, s *blueprints.Service) { s.LiveSettings = true },
+		"tls": func(_ *blueprints.Topology, s *blueprints.Service) {
+			s.LiveSettings = true
+			s.TLS = &blueprints.TLS{Required: true, Certificate: "the certificate", PrivateKey: blueprints.NewSecret(canary), MinVersion: "1.2"}
+		},
 		"external": func(_ *blueprints.Topology, s *blueprints.Service) { s.Server = "external" },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,6 +88,7 @@ func TestRenderManifestsRefuses(t *testing.T) {
 		"NodePort 32101 is wanted twice, by ports 21 and 21101":                             func(s *blueprints.Service) { s.ControlNodePort = 32101 },
 		"has 0 users": func(s *blueprints.Service) { s.Users = nil },
 		"writable":    func(s *blueprints.Service) { s.Users[0].Writable = false },
+		"FTP309":      func(s *blueprints.Service) { s.TLS = &blueprints.TLS{} },
 	} {
 		topology, s := ftpTopology()
 		change(s)

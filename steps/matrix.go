@@ -105,7 +105,7 @@ func (c *Cell) ports() ftp.Ports {
 	s := c.Service
 	return ftp.Ports{
 		User: s.Users[0].Name, Password: s.Users[0].Password.Reveal(),
-		First: s.PassiveFirst, Last: s.PassiveLast, Timeout: pathTimeout,
+		First: s.PassiveFirst, Last: s.PassiveLast, Timeout: pathTimeout, TLS: clientTLS(s.TLS),
 	}
 }
 

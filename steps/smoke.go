@@ -194,6 +194,7 @@ func prove(ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host s
 		Address: r.Address, User: s.User.Name, Password: s.User.Password.Reveal(), Modes: s.Modes,
 		PortFirst: service.PassiveFirst, PortLast: service.PassiveLast, EveryPort: s.EveryPort,
 		Upload: s.Upload, LongIdle: s.LongIdle, Dial: dial, Timeout: min(s.Timeout, ftp.DefaultTimeout),
+		TLS: clientTLS(service.TLS), OnlyTLS: service.TLS != nil && service.TLS.Required,
 	}
 	if service.VIP.Address.Is4() {
 		p.ExpectAddress = service.VIP.Address

@@ -225,6 +225,17 @@ ftp_service "main" {
     home     = "/home/vsftpd/partner"
   }
 
+  tls {
+    mode           = "explicit"
+    required       = false
+    certificate    = file("ftp.crt")
+    private_key    = file("ftp.key")
+    ca_certificate = file("ca.crt")
+    server_name    = "ftp.example.org"
+    reuse          = "require"
+    min_version    = "1.3"
+  }
+
   volume "home" {
     size          = "10Gi"
     mount         = "/home/vsftpd"

@@ -131,6 +131,14 @@ func prometheus(v verdicts, now time.Time) []byte {
 			fmt.Fprintf(&b, "ftpdeploy_smoke_seconds{smoke=%q,address=%q} %.3f\n", r.Smoke.Name, r.Address, r.Took.Seconds())
 		}
 	}
+	if slices.ContainsFunc(v.smokes, func(r steps.SmokeResult) bool { return r.Report.Certificate != nil }) {
+		head("ftpdeploy_certificate_expiry_timestamp_seconds", "When the certificate ends that the server showed, good or not.")
+		for _, r := range v.smokes {
+			if c := r.Report.Certificate; c != nil {
+				fmt.Fprintf(&b, "ftpdeploy_certificate_expiry_timestamp_seconds{smoke=%q,address=%q} %d\n", r.Smoke.Name, r.Address, c.NotAfter.Unix())
+			}
+		}
+	}
 	if len(v.cells) > 0 {
 		head("ftpdeploy_path_ok", "Whether a passive port moved data from a box to a worker; a port that was not drawn has no sample.")
 		for _, c := range v.cells {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/xml"
 	"errors"
 	"net/netip"
@@ -33,7 +34,10 @@ func found() verdicts {
 	}
 	return verdicts{
 		smokes: []steps.SmokeResult{
-			{Smoke: &blueprints.Smoke{Name: "end-to-end"}, Address: "203.0.113.15:21", Took: 2 * time.Second},
+			{
+				Smoke: &blueprints.Smoke{Name: "end-to-end"}, Address: "203.0.113.15:21", Took: 2 * time.Second,
+				Report: ftp.Report{Certificate: &x509.Certificate{NotAfter: time.Unix(1900000000, 0)}},
+			},
 			{
 				Smoke: &blueprints.Smoke{Name: "standby"}, Box: b, Address: "203.0.113.12:21", Took: time.Second,
 				Report: ftp.Report{Transcript: []string{"> EPSV", "< 229 <ok>"}}, Err: errors.New(`connect: "refused"`),
@@ -100,6 +104,7 @@ func TestReports(t *testing.T) {
 		"ftpdeploy_verify_timestamp_seconds 1800000000",
 		`ftpdeploy_smoke_ok{smoke="end-to-end",address="203.0.113.15:21"} 1`,
 		`ftpdeploy_smoke_ok{smoke="standby",address="203.0.113.12:21"} 0`,
+		`ftpdeploy_certificate_expiry_timestamp_seconds{smoke="end-to-end",address="203.0.113.15:21"} 1900000000`,
 		`ftpdeploy_path_ok{service="vsftpd",box="haproxy-a",worker="198.51.100.21",port="21101"} 0`,
 		`ftpdeploy_path_ok{service="vsftpd",box="haproxy-b",worker="198.51.100.21",port="21102"} 1`,
 		`ftpdeploy_control_ok{service="vsftpd",box="haproxy-b",worker="198.51.100.22"} 0`,

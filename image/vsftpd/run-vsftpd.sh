@@ -12,12 +12,17 @@
 # and beyond that contract, all optional:
 #
 #   LISTEN_PORT, MAX_CLIENTS, MAX_PER_IP, IDLE_SESSION_TIMEOUT, DATA_CONNECTION_TIMEOUT (seconds), BANNER
+#   SSL_ENABLE               YES: explicit FTPS with /etc/vsftpd-settings/tls.crt (the server's certificate, then
+#                            intermediate ones) and tls.key, both PEM; data must resume the session of control
+#   FORCE_SSL                NO: who does not ask for TLS is let in too; default YES
+#   TLS_MIN_VERSION          1.2, the default, or 1.3
 #
 # Each of these may also be a file of that name in /etc/vsftpd-settings, which wins.
 # When that directory is a volume of a Secret or ConfigMap that changes, new sessions
 # get the new settings and the running ones go on with theirs; LISTEN_PORT and
-# LOG_STDOUT are read at the start only. The files REQUEST, ACCOUNT_REVISION and
-# SETTINGS_REVISION are not read but repeated in the log, when the rest is in force.
+# LOG_STDOUT are read at the start only. The files REQUEST, ACCOUNT_REVISION,
+# SETTINGS_REVISION and TLS_REVISION are not read but repeated in the log, when the
+# rest is in force.
 #
 # Unlike the original it refuses values that would change the meaning of other
 # settings, ends at once on SIGTERM, changes the owner of the account's home
@@ -33,6 +38,7 @@ settings=/etc/vsftpd-settings
 : "${FILE_OPEN_MODE:=0666}" "${LOCAL_UMASK:=077}" "${XFERLOG_STD_FORMAT:=NO}"
 : "${LISTEN_PORT:=21}" "${MAX_CLIENTS:=0}" "${MAX_PER_IP:=0}" "${BANNER:=}"
 : "${IDLE_SESSION_TIMEOUT:=300}" "${DATA_CONNECTION_TIMEOUT:=300}"
+: "${SSL_ENABLE:=NO}" "${FORCE_SSL:=YES}" "${TLS_MIN_VERSION:=1.2}"
 
 refuse() {
 	echo "run-vsftpd: $1: $2" >&2
@@ -53,9 +59,49 @@ version() { busybox readlink "$settings/..data" || true; }
 
 # said repeats by what ftpdeploy knows which settings are in force.
 said() {
-	REQUEST='' ACCOUNT_REVISION='' SETTINGS_REVISION=''
-	taken REQUEST ACCOUNT_REVISION SETTINGS_REVISION
-	echo "run-vsftpd: settings $1: request=$REQUEST account=$ACCOUNT_REVISION settings=$SETTINGS_REVISION"
+	REQUEST='' ACCOUNT_REVISION='' SETTINGS_REVISION='' TLS_REVISION=''
+	taken REQUEST ACCOUNT_REVISION SETTINGS_REVISION TLS_REVISION
+	echo "run-vsftpd: settings $1: request=$REQUEST account=$ACCOUNT_REVISION settings=$SETTINGS_REVISION tls=$TLS_REVISION"
+}
+
+# encrypt writes what each session reads when it begins: vsftpd itself loads a
+# certificate once and for all if its main configuration has ssl_enable. A session that
+# just begins may have read the former tls.conf, so the pair that this names is
+# removed only the next time.
+encrypt() {
+	for old in /etc/vsftpd/pair.*; do
+		busybox grep -qF "$old" /etc/vsftpd/tls.conf 2>/dev/null || busybox rm -f "$old"
+	done
+	busybox rm -f /etc/vsftpd/new.tls
+	case $SSL_ENABLE in
+	[Yy]*)
+		pair=$(busybox mktemp /etc/vsftpd/pair.XXXXXX)
+		busybox cat "$settings/tls.crt" - "$settings/tls.key" >"$pair" <<END
+
+END
+		cat >/etc/vsftpd/new.openssl <<END
+openssl_conf = init
+[init]
+ssl_conf = ssl
+[ssl]
+system_default = limits
+[limits]
+MinProtocol = TLSv$TLS_MIN_VERSION
+END
+		busybox mv /etc/vsftpd/new.openssl /etc/vsftpd/openssl.cnf
+		cat >/etc/vsftpd/new.tls <<END
+ssl_enable=YES
+rsa_cert_file=$pair
+ssl_ciphers=HIGH
+ssl_request_cert=NO
+require_ssl_reuse=YES
+force_local_logins_ssl=$FORCE_SSL
+force_local_data_ssl=$FORCE_SSL
+END
+		;;
+	*) : >/etc/vsftpd/new.tls ;;
+	esac
+	busybox mv /etc/vsftpd/new.tls /etc/vsftpd/tls.conf
 }
 
 # configure checks the settings and writes what vsftpd reads: the accounts at each
@@ -65,7 +111,7 @@ configure() (
 	set -e
 	taken FTP_USER FTP_PASS PASV_ENABLE PASV_ADDRESS PASV_ADDR_RESOLVE PASV_MIN_PORT PASV_MAX_PORT PASV_PROMISCUOUS \
 		PORT_PROMISCUOUS FILE_OPEN_MODE LOCAL_UMASK XFERLOG_STD_FORMAT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT \
-		DATA_CONNECTION_TIMEOUT BANNER
+		DATA_CONNECTION_TIMEOUT BANNER SSL_ENABLE FORCE_SSL TLS_MIN_VERSION
 	case $FTP_USER in
 	.* | -* | *[!A-Za-z0-9._@-]*) refuse FTP_USER "must be letters, digits and . _ - @, and start with a letter or a digit" ;;
 	esac
@@ -75,7 +121,7 @@ configure() (
 	case $PASV_ADDRESS in
 	'**IPv4**') PASV_ADDRESS=$(busybox ip route | busybox awk '/default/ { print $3; exit }') ;; # the original's own choice
 	esac
-	for name in PASV_ENABLE PASV_ADDR_RESOLVE PASV_PROMISCUOUS PORT_PROMISCUOUS XFERLOG_STD_FORMAT; do
+	for name in PASV_ENABLE PASV_ADDR_RESOLVE PASV_PROMISCUOUS PORT_PROMISCUOUS XFERLOG_STD_FORMAT SSL_ENABLE FORCE_SSL; do
 		eval "value=\$$name"
 		case $value in YES | NO | Yes | No | yes | no) ;; *) refuse $name "must be YES or NO" ;; esac
 	done
@@ -86,6 +132,11 @@ configure() (
 	case $PASV_ADDRESS in *[!A-Za-z0-9.-]*) refuse PASV_ADDRESS "must be an address or a name" ;; esac
 	case $BANNER in *'
 '*) refuse BANNER "must be one line" ;; esac
+	case $TLS_MIN_VERSION in 1.2 | 1.3) ;; *) refuse TLS_MIN_VERSION "must be 1.2 or 1.3" ;; esac
+	case $SSL_ENABLE in [Yy]*)
+		[ -s "$settings/tls.crt" ] && [ -s "$settings/tls.key" ] || refuse SSL_ENABLE "needs $settings/tls.crt and tls.key"
+		;;
+	esac
 
 	umask 077
 	busybox mkdir -p /etc/vsftpd /var/run/vsftpd/empty /var/log/vsftpd /var/ftp "/home/vsftpd/$FTP_USER"
@@ -145,6 +196,7 @@ END
 		echo seccomp_sandbox=NO
 	} >/etc/vsftpd/new.conf
 	busybox mv /etc/vsftpd/new.conf /etc/vsftpd/vsftpd.conf
+	encrypt
 	echo "run-vsftpd: user $FTP_USER, control port $LISTEN_PORT, passive $PASV_ADDRESS:$PASV_MIN_PORT-$PASV_MAX_PORT"
 )
 
@@ -171,7 +223,7 @@ esac
 trap 'exit 0' TERM INT
 # vsftpd must not be PID 1: it dies of SIGSEGV when it reaps a process that it
 # did not start. It reports a bad configuration on descriptor 0.
-/usr/sbin/vsftpd /etc/vsftpd/vsftpd.conf <&1 &
+VSFTPD_LOAD_CONF=/etc/vsftpd/tls.conf OPENSSL_CONF=/etc/vsftpd/openssl.cnf /usr/sbin/vsftpd /etc/vsftpd/vsftpd.conf <&1 &
 server=$!
 said taken
 while [ "$seen" ] && kill -0 $server 2>/dev/null; do

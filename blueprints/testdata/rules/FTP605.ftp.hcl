@@ -94,6 +94,13 @@ ftp_service "vsftpd" {
   namespace = "ftp"
   image     = "registry.example/vsftpd@sha256:7f0c1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7"
 
+  live_settings = true
+
+  tls {
+    certificate = file("expired.crt")
+    private_key = env("FTP_PASSWORD")
+  }
+
   control {
     node_port = 30021
   }
@@ -105,10 +112,6 @@ ftp_service "vsftpd" {
 
   user "partner" {
     password = env("FTP_PASSWORD")
-  }
-
-  tls {
-    mode = "explicit"
   }
 
   volume "home" {
