@@ -103,7 +103,7 @@ func dumpVCenter(ctx context.Context, _ []string) error {
 	return nil
 }
 
-// dumpCluster prints every object of the cluster but the Secret that is given as
+// dumpCluster prints every object of the cluster but the Secrets that are given as
 // NAMESPACE/NAME.
 func dumpCluster(ctx context.Context, args []string) error {
 	c, err := cluster()
@@ -136,7 +136,7 @@ func dumpCluster(ctx context.Context, args []string) error {
 				return fmt.Errorf("list %s: %w", r.Name, err)
 			}
 			for _, o := range all.Items {
-				if r.Kind == "Secret" && o.GetNamespace()+"/"+o.GetName() == args[0] {
+				if r.Kind == "Secret" && slices.Contains(args, o.GetNamespace()+"/"+o.GetName()) {
 					continue
 				}
 				if err := json.NewEncoder(os.Stdout).Encode(o.Object); err != nil {

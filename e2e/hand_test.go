@@ -46,7 +46,7 @@ func hand(act string, args []string) int {
 			return err
 		},
 		"probe": probe, "crash": crash, "namespace-delete": deleteNamespace, "sessions-end": endSessions, "vcenter-dump": dumpVCenter, "cluster-dump": dumpCluster,
-		"sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress,
+		"sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress, "stranger": stranger,
 		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
 		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
 		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),

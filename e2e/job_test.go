@@ -39,6 +39,7 @@ func TestMainJob(t *testing.T) {
 		{"throughput", throughput},
 		{"secrets are nowhere", secretsAreNowhere},
 		{"canaries are nowhere", canariesAreNowhere},
+		{"FTPS", ftps},
 		{"a dark site is left out", siteDown},
 		{"drift is named and repaired", drift},
 		{"a saved plan is what runs", savedPlan},

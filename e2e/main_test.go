@@ -165,11 +165,16 @@ func shell(t *testing.T, host, script string) string {
 // with the vCenter's or the cluster's own tools would.
 func byHand(t *testing.T, act string, args ...string) string {
 	t.Helper()
+	return byHandOn(t, "jump", act, args...)
+}
+
+func byHandOn(t *testing.T, host, act string, args ...string) string {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(onEnv(t, "jump", []string{handEnv + "=" + act}, append([]string{self}, args...)...).must(t).stdout)
+	return strings.TrimSpace(onEnv(t, host, []string{handEnv + "=" + act}, append([]string{self}, args...)...).must(t).stdout)
 }
 
 // lab runs a command of the lab's program.

@@ -137,10 +137,12 @@ func countFailed(attempts []attempt) (n int) {
 }
 
 // listing is one session: connect, banner, login, EPSV, LIST.
-func listing(ctx context.Context, address string) error {
+func listing(ctx context.Context, address string) error { return listingBy(ctx, address, nil) }
+
+func listingBy(ctx context.Context, address string, encrypted *ftp.TLS) error {
 	ctx, cancel := context.WithTimeout(ctx, probeBound)
 	defer cancel()
-	c, err := ftp.Dial(ctx, ftp.Config{Address: address, Timeout: probeBound})
+	c, err := ftp.Dial(ctx, ftp.Config{Address: address, TLS: encrypted, Timeout: probeBound})
 	if err != nil {
 		return err
 	}

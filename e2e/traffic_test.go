@@ -55,7 +55,8 @@ type round struct {
 // traffic is what partners run all day: each puts a file of random content, gets
 // it back and compares, again and again, from an address of its own. A third of
 // them each is lftp, curl (a session a transfer) and our own client (one session
-// as long as nothing fails). None tries a transfer again.
+// as long as nothing fails). None tries a transfer again. With the file of a CA they
+// do so over TLS.
 type traffic struct {
 	t      *testing.T
 	n      int
@@ -68,7 +69,7 @@ type traffic struct {
 
 // startClients starts n clients on the lab's host "client" and returns when all
 // of them move data.
-func startClients(t *testing.T, n int, size int64) *traffic {
+func startClients(t *testing.T, n int, size int64, ca ...string) *traffic {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -79,7 +80,7 @@ func startClients(t *testing.T, n int, size int64) *traffic {
 		shell(t, "client", "ip address add "+clientAddress(i).String()+"/24 dev frontend")
 	}
 	c := &traffic{t: t, n: n, size: size, ended: make(chan error, 1)}
-	c.cmd = exec.Command(ftplab, "exec", "client", "--", "env", handEnv+"=clients", self, strconv.Itoa(n), strconv.FormatInt(size, 10))
+	c.cmd = exec.Command(ftplab, "exec", "client", "--", "env", handEnv+"=clients", self, strconv.Itoa(n), strconv.FormatInt(size, 10), strings.Join(ca, ""))
 	c.cmd.Stderr = os.Stderr
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
@@ -166,7 +167,7 @@ func clientAddress(i int) netip.Addr {
 }
 
 // loopClients is the act of startClients on the client: it runs N clients with
-// files of SIZE until SIGTERM, and prints their rounds.
+// files of SIZE, over TLS where CA is not "", until SIGTERM, and prints their rounds.
 func loopClients(ctx context.Context, args []string) error {
 	n, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -188,7 +189,7 @@ func loopClients(ctx context.Context, args []string) error {
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
-			l := looper{id: i, size: size, dir: home, from: clientAddress(i)}
+			l := looper{id: i, size: size, dir: home, from: clientAddress(i), ca: args[2]}
 			defer l.close()
 			kind := []struct {
 				name string
@@ -228,6 +229,7 @@ type looper struct {
 	size       int64
 	dir        string
 	from       netip.Addr
+	ca         string      // file, "" = in clear text
 	session    *ftp.Client // of probe
 }
 
@@ -291,6 +293,9 @@ func (l *looper) lftp(ctx context.Context) error {
 	defer cancel()
 	script := fmt.Sprintf("set net:socket-bind-ipv4 %s; set net:limit-rate %d; set net:max-retries 1; set net:persist-retries 0; "+
 		"set net:timeout 30; set cmd:fail-exit true; put %s -o %s; cat %[4]s; bye", l.from, clientRate, l.file(), l.name())
+	if l.ca != "" {
+		script = "set ssl:ca-file " + l.ca + "; set ftp:ssl-force true; set ftp:ssl-protect-data true; " + script
+	}
 	c := exec.CommandContext(ctx, "lftp", "--env-password", "-u", "partner", "ftp://"+vip, "-e", script)
 	c.Env = append(os.Environ(), "LFTP_PASSWORD="+password)
 	said := &lastWords{word: "530", act: cancel} // lftp does not end by itself when its login is refused
@@ -309,6 +314,9 @@ func (l *looper) curl(ctx context.Context) error {
 	}
 	args := []string{
 		"-sS", "--netrc-file", netrc, "--interface", l.from.String(), "--limit-rate", strconv.Itoa(clientRate), "ftp://" + vip + "/" + l.name(),
+	}
+	if l.ca != "" {
+		args = append(args, "--ssl-reqd", "--cacert", l.ca)
 	}
 	put := exec.CommandContext(ctx, "curl", append(args, "-T", "-")...)
 	put.Stdin = l.content()
@@ -351,7 +359,13 @@ func (l *looper) probe(ctx context.Context) (err error) {
 			return err
 		}
 		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(l.from, 0))}
-		l.session, err = ftp.Dial(ctx, ftp.Config{Address: net.JoinHostPort(vip, "21"), Dial: dialer.DialContext, Timeout: 30 * time.Second})
+		config := ftp.Config{Address: net.JoinHostPort(vip, "21"), Dial: dialer.DialContext, Timeout: 30 * time.Second}
+		if l.ca != "" {
+			if config.TLS, err = trusting(l.ca); err != nil {
+				return err
+			}
+		}
+		l.session, err = ftp.Dial(ctx, config)
 		if err != nil {
 			return err
 		}

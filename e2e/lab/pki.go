@@ -61,6 +61,7 @@ type Subject struct {
 	Organization string // a Kubernetes client's group
 	Names        []string
 	Addresses    []netip.Addr
+	Life         time.Duration // from now, negative for one that has ended; 0 = as long as the CA's
 }
 
 // Issue makes a key and signs its certificate; both are returned as PEM.
@@ -73,11 +74,15 @@ func (ca *CA) Issue(s Subject) (certificate, key []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue a certificate for %q: %w", s.CommonName, err)
 	}
+	end := ca.certificate.NotAfter
+	if s.Life != 0 {
+		end = time.Now().Add(s.Life)
+	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: s.CommonName},
 		NotBefore:    ca.certificate.NotBefore,
-		NotAfter:     ca.certificate.NotAfter,
+		NotAfter:     end,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		DNSNames:     s.Names,
