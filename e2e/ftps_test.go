@@ -75,6 +75,7 @@ func ftps(t *testing.T) {
 	if text, err := os.ReadFile(report); err != nil || !strings.Contains(string(text), `ftpdeploy_certificate_expiry_timestamp_seconds{smoke="end-to-end",address="203.0.113.15:21"} `) {
 		t.Errorf("the report does not say when the certificate ends: %v\n%s", err, text)
 	}
+	with(file, "status").must(t).says(t, "certificate  CN=first, 29 days left")
 	first := served(t, caFile, "")
 
 	start := time.Now()

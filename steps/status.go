@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -89,7 +90,9 @@ type ClusterStatus struct {
 type ServiceStatus struct {
 	Service *blueprints.Service
 	Pods    []kube.Pod // none where it is not deployed
-	Err     error
+	// Certificate is what it serves with; nil in clear text.
+	Certificate *x509.Certificate
+	Err         error
 }
 
 // Status looks at all targets at the same time, and changes nothing. What has not
@@ -137,6 +140,11 @@ func (l *Live) Status(ctx context.Context, bound time.Duration) *Status {
 			}
 			if err != nil && !errors.Is(err, kube.ErrNotFound) {
 				status.Err = fmt.Errorf("look at the pods of ftp_service.%s: %w", v.Name, err)
+			}
+			if err == nil && v.TLS != nil {
+				if status.Certificate, err = l.Certificate(ctx, v); err != nil {
+					status.Err = fmt.Errorf("look at the certificate of ftp_service.%s: %w", v.Name, err)
+				}
 			}
 		})
 	}

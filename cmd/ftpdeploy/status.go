@@ -92,6 +92,8 @@ type (
 		Service string      `json:"service"`
 		Pods    []podStatus `json:"pods"`
 		Error   string      `json:"error,omitempty"`
+		// CertificateEnds is when the certificate that it serves with ends.
+		CertificateEnds string `json:"certificate_ends,omitempty"`
 	}
 	podStatus struct {
 		Pod      string `json:"pod"`
@@ -132,8 +134,8 @@ func (d *deployment) status(s *steps.Status) error {
 	for _, v := range s.Services {
 		d.statusService(v)
 	}
-	for range d.topology.Services {
-		d.emit(event{level: "info", data: note{}, msg: "certificate  none (plain FTP; see FTP601)"})
+	for _, v := range s.Services {
+		d.statusCertificate(v)
 	}
 	d.statusRuns(s)
 	if err := s.Err(); err != nil {
@@ -257,6 +259,9 @@ func (d *deployment) statusService(v *steps.ServiceStatus) {
 		d.emit(event{level: "warn", data: e, msg: head + "HAS NO POD"})
 		return
 	}
+	if v.Certificate != nil {
+		e.CertificateEnds = stamp(v.Certificate.NotAfter)
+	}
 	var lines []string
 	level := "info"
 	for _, p := range v.Pods {
@@ -269,6 +274,22 @@ func (d *deployment) statusService(v *steps.ServiceStatus) {
 			fmt.Sprintf("image %s  %s", p.Image, cmp.Or(p.Digest, "not pulled yet")))
 	}
 	d.emit(event{level: level, data: e, msg: head + strings.Join(lines, "\n"+strings.Repeat(" ", 13))})
+}
+
+// statusCertificate tells for how long a service's certificate is good.
+func (d *deployment) statusCertificate(v *steps.ServiceStatus) {
+	line := func(level, text string) {
+		d.emit(event{level: level, data: note{}, msg: "certificate  " + text})
+	}
+	switch c := v.Certificate; {
+	case v.Err != nil: // which has been told
+	case c == nil:
+		line("info", "none (plain FTP; see FTP601)")
+	case steps.DaysLeft(c, d.now()) < 0:
+		line("warn", fmt.Sprintf("%s EXPIRED at %s UTC", c.Subject, c.NotAfter.UTC().Format(time.DateTime)))
+	default:
+		line("info", fmt.Sprintf("%s, %s left, until %s UTC", c.Subject, count(steps.DaysLeft(c, d.now()), "day", "days"), c.NotAfter.UTC().Format(time.DateTime)))
+	}
 }
 
 // statusRuns tells of the newest generation, of the last run that is recorded here,

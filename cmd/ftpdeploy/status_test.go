@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -85,15 +87,21 @@ last run     2026-11-23 09:30:00 UTC, by ci@jump: ftpdeploy apply: exit 5
 	}
 
 	s = &steps.Status{
-		VIPs:     []*steps.VIPStatus{{VIP: vip, Holders: []*blueprints.Box{a, b}}, {VIP: vip}, {VIP: vip, Unknown: true}},
-		Boxes:    []*steps.BoxStatus{{Box: a, Stopped: []string{"keepalived"}}, {Box: b, Absent: true}},
-		Services: []*steps.ServiceStatus{{Service: service}},
+		VIPs:  []*steps.VIPStatus{{VIP: vip, Holders: []*blueprints.Box{a, b}}, {VIP: vip}, {VIP: vip, Unknown: true}},
+		Boxes: []*steps.BoxStatus{{Box: a, Stopped: []string{"keepalived"}}, {Box: b, Absent: true}},
+		Services: []*steps.ServiceStatus{
+			{Service: service, Certificate: &x509.Certificate{Subject: pkix.Name{CommonName: "ftp.example.org"}, NotAfter: now.Add(25 * time.Hour)}},
+			{Service: service, Certificate: &x509.Certificate{Subject: pkix.Name{CommonName: "old"}, NotAfter: now.Add(-time.Hour)}},
+		},
 	}
 	out.Reset()
 	if err := d.status(s); err != nil {
 		t.Error(err)
 	}
-	for _, text := range []string{"HELD TWICE: held by haproxy-a AND haproxy-b", "HELD BY NONE", "NOT KNOWN who holds it", "KEEPALIVED DOES NOT RUN", "is not made yet", "HAS NO POD"} {
+	for _, text := range []string{
+		"HELD TWICE: held by haproxy-a AND haproxy-b", "HELD BY NONE", "NOT KNOWN who holds it", "KEEPALIVED DOES NOT RUN", "is not made yet", "HAS NO POD",
+		"certificate  CN=ftp.example.org, 1 day left, until 2026-11-24 11:00:00 UTC", "certificate  CN=old EXPIRED at 2026-11-23 09:00:00 UTC",
+	} {
 		if !strings.Contains(out.String(), text) {
 			t.Errorf("no %q in\n%s", text, out.String())
 		}
