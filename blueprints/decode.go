@@ -51,7 +51,7 @@ var schema = map[string]spec{
 		"user":      {label: true, min: 1, args: "password! home writable"},
 		"volume":    {label: true, args: "size! mount! storage_class access_mode keep"},
 		"resources": {max: 1, args: "requests limits"},
-		"tls":       {max: 1, args: "mode required certificate! private_key! ca_certificate server_name reuse min_version"},
+		"tls":       {max: 1, args: "mode required certificate! private_key! ca_certificate server_name reuse min_version max_version"},
 	}},
 	"rollout": {args: "order max_unavailable drain drain_deadline on_failure confirm_within"},
 	"smoke":   {label: true, args: "target! user! modes upload every_port long_idle timeout from"},

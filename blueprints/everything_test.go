@@ -150,7 +150,7 @@ func TestEverything(t *testing.T) {
 		{"private key", main.TLS.PrivateKey.Reveal(), string(key)},
 		{"CA", main.TLS.Roots.Equal(authority.Roots), true},
 		{"server name", main.TLS.ServerName, "ftp.example.org"},
-		{"least version", main.TLS.MinVersion, "1.3"},
+		{"versions", []string{main.TLS.MinVersion, main.TLS.MaxVersion}, []string{"1.2", "1.3"}},
 		{"TLS required", main.TLS.Required, false},
 		{"requests", main.Requests, map[string]string{"cpu": "100m"}},
 		{"limits", main.Limits, map[string]string{"memory": "128Mi"}},

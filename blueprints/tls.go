@@ -27,6 +27,13 @@ func (l *loader) tls(b *block, s *Service) *TLS {
 		MinVersion: b.word("min_version", "1.2", "1.3"),
 		Range:      b.def,
 	}
+	// Over TLS 1.3 vsftpd's OpenSSL sends a ticket on each data connection. Clients that upload and close
+	// without reading it, as lftp does, reset the connection, and what is under way is lost: 5 of 60 uploads
+	// in the lab. TLS 1.2 has no such ticket.
+	t.MaxVersion = take(b, "max_version", textType, t.MinVersion, parsed(oneOf("1.2", "1.3")))
+	if t.MaxVersion < t.MinVersion && !b.failed["max_version"] && !b.failed["min_version"] {
+		l.fail("FTP106", b.at("max_version"), "Not a range of versions", "min_version is %s, and max_version %s is older.", t.MinVersion, t.MaxVersion)
+	}
 	t.Certificate, t.Chain = b.certificates("certificate")
 	if _, cas := b.certificates("ca_certificate"); cas != nil {
 		t.Roots = x509.NewCertPool()

@@ -42,6 +42,7 @@ func TestCertificates(t *testing.T) {
 		{"another CA's", pair(other, 90*aDay, vip), `ca_certificate = file("ca.crt")`, "FTP605", "Error", `file("ftp.crt")`, "not trusted"},
 		{"no certificate", [2]string{"nothing", good[1]}, "", "FTP106", "Error", `file("ftp.crt")`, "there is none in it"},
 		{"key beside the certificate", [2]string{good[0] + good[1], good[1]}, "", "FTP106", "Error", `file("ftp.crt")`, "there is a private key in it"},
+		{"no version", good, "min_version = \"1.3\"\nmax_version = \"1.2\"", "FTP106", "Error", `"1.2"`, "min_version is 1.3, and max_version 1.2 is older"},
 		{"not a name", good, `server_name = "ftp://x"`, "FTP106", "Error", `"ftp://x"`, "neither a DNS name nor an address"},
 		{"literal key", good, `server_name = "203.0.113.15"`, "FTP602", "Error", `"KEY"`, "Secret in the blueprint"},
 		{"clear text too", good, `required = false`, "FTP601", "Warning", "false", "do not ask for TLS"},

@@ -290,6 +290,7 @@ type TLS struct {
 	Roots       *x509.CertPool      // that clients trust; nil = those of the machine where the client is
 	ServerName  string              // where clients connect to, a DNS name or an address: what the certificate is for
 	MinVersion  string              // 1.2 | 1.3
+	MaxVersion  string              // likewise, not before MinVersion
 	Range       hcl.Range
 }
 

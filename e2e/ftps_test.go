@@ -71,7 +71,7 @@ func ftps(t *testing.T) {
 	t.Logf("TLS on: %.1f s: %s", r.took.Seconds(), done(r.stdout))
 	report := filepath.Join(dir, "ftp.prom")
 	with(file, "verify", "--matrix", "--report", "prometheus="+report).must(t).
-		says(t, "TLS 1.3, certificate until ", "reuse demanded", "clear text refused", "66 of 66 paths")
+		says(t, "TLS 1.2, certificate until ", "reuse demanded", "clear text refused", "66 of 66 paths")
 	if text, err := os.ReadFile(report); err != nil || !strings.Contains(string(text), `ftpdeploy_certificate_expiry_timestamp_seconds{smoke="end-to-end",address="203.0.113.15:21"} `) {
 		t.Errorf("the report does not say when the certificate ends: %v\n%s", err, text)
 	}
@@ -116,8 +116,8 @@ func ftps(t *testing.T) {
 
 	strict := block("    min_version = \"1.3\"\n")
 	with(strict, "apply", "--yes").must(t)
-	if v := served(t, caFile, "-tls1_2"); v != "" {
-		t.Errorf("with min_version = 1.3 the server speaks TLS 1.2 and shows %s", v)
+	if old, now := served(t, caFile, "-tls1_2"), served(t, caFile, "-tls1_3"); old != "" || now != second {
+		t.Errorf("with min_version = 1.3 the server shows %q by TLS 1.2 and %q by TLS 1.3, want nothing and %q", old, now, second)
 	}
 	with(strict, "plan", "--detailed-exitcode").exits(t, 0)
 

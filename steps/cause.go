@@ -115,6 +115,7 @@ var objectSources = []struct{ kind, part, from string }{
 	{"Secret", "[" + keyFile + "]", "SERVICE.tls.private_key"},
 	{"Secret", tlsForced, "SERVICE.tls.required"},
 	{"Secret", tlsLeast, "SERVICE.tls.min_version"},
+	{"Secret", tlsMost, "SERVICE.tls.max_version"},
 	{"Secret", tlsRevision, "SERVICE.tls"},
 	{"Secret", "data", "USER.password"},
 	{"Secret", "", "USER"},

@@ -50,7 +50,7 @@ func TestRenderManifests(t *testing.T) {
 		"live": func(_ *blueprints.Topology, s *blueprints.Service) { s.LiveSettings = true },
 		"tls": func(_ *blueprints.Topology, s *blueprints.Service) {
 			s.LiveSettings = true
-			s.TLS = &blueprints.TLS{Required: true, Certificate: "the certificate", PrivateKey: blueprints.NewSecret(canary), MinVersion: "1.2"}
+			s.TLS = &blueprints.TLS{Required: true, Certificate: "the certificate", PrivateKey: blueprints.NewSecret(canary), MinVersion: "1.2", MaxVersion: "1.2"}
 		},
 		"external": func(_ *blueprints.Topology, s *blueprints.Service) { s.Server = "external" },
 	} {

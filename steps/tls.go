@@ -25,6 +25,7 @@ const (
 	tlsEnabled      = "SSL_ENABLE"
 	tlsForced       = "FORCE_SSL"
 	tlsLeast        = "TLS_MIN_VERSION"
+	tlsMost         = "TLS_MAX_VERSION"
 	tlsRevision     = "TLS_REVISION"
 )
 
@@ -38,11 +39,11 @@ func (w workload) tlsSecret() kube.Object {
 		forced = "YES"
 	}
 	data := map[string]string{
-		certificateFile: t.Certificate, keyFile: t.PrivateKey.Reveal(), tlsEnabled: "YES", tlsForced: forced, tlsLeast: t.MinVersion,
+		certificateFile: t.Certificate, keyFile: t.PrivateKey.Reveal(), tlsEnabled: "YES", tlsForced: forced, tlsLeast: t.MinVersion, tlsMost: t.MaxVersion,
 	}
 	digest := sha256.New()
 	encoded := map[string]any{}
-	for _, name := range []string{certificateFile, keyFile, tlsEnabled, tlsForced, tlsLeast} {
+	for _, name := range []string{certificateFile, keyFile, tlsEnabled, tlsForced, tlsLeast, tlsMost} {
 		fmt.Fprintf(digest, "%s=%d\n%s\n", name, len(data[name]), data[name])
 		encoded[name] = base64Text(data[name])
 	}
@@ -95,7 +96,7 @@ func (d tlsData) facts() []plan.Field {
 		facts[1].After = chain[0].NotAfter.UTC().Format(time.RFC3339)
 		facts[2].After = fmt.Sprintf("%x", sha256.Sum256(chain[0].Raw))
 	}
-	for _, name := range []string{tlsForced, tlsLeast, tlsRevision} {
+	for _, name := range []string{tlsForced, tlsLeast, tlsMost, tlsRevision} {
 		facts = append(facts, plan.Field{Path: name, After: string(d.Data[name])})
 	}
 	return facts
@@ -179,7 +180,7 @@ func DaysLeft(c *x509.Certificate, now time.Time) int {
 // formerTLS is how clients reach a service that has these certificates, whoever
 // else may trust them.
 func (d tlsData) formerTLS(now *blueprints.TLS) *blueprints.TLS {
-	t := &blueprints.TLS{Required: string(d.Data[tlsForced]) == "YES", MinVersion: string(d.Data[tlsLeast]), Chain: d.chain(), Roots: x509.NewCertPool()}
+	t := &blueprints.TLS{Required: string(d.Data[tlsForced]) == "YES", MinVersion: string(d.Data[tlsLeast]), MaxVersion: string(d.Data[tlsMost]), Chain: d.chain(), Roots: x509.NewCertPool()}
 	for _, c := range t.Chain {
 		t.Roots.AddCert(c)
 	}
@@ -199,7 +200,7 @@ func sameTLS(a, b *blueprints.TLS) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.Required == b.Required && a.MinVersion == b.MinVersion && len(a.Chain) > 0 && len(b.Chain) > 0 && a.Chain[0].Equal(b.Chain[0])
+	return a.Required == b.Required && a.MinVersion == b.MinVersion && a.MaxVersion == b.MaxVersion && len(a.Chain) > 0 && len(b.Chain) > 0 && a.Chain[0].Equal(b.Chain[0])
 }
 
 // clientTLS is how the proofs encrypt; nil in clear text.

@@ -27,7 +27,7 @@ func issued(t *testing.T, ca *ftptest.Authority, life time.Duration, hosts ...st
 	}
 	return &blueprints.TLS{
 		Required: true, Certificate: string(certificate), Chain: []*x509.Certificate{pair.Leaf}, PrivateKey: blueprints.NewSecret(string(key)),
-		Roots: ca.Roots, ServerName: hosts[0], MinVersion: "1.2",
+		Roots: ca.Roots, ServerName: hosts[0], MinVersion: "1.2", MaxVersion: "1.2",
 	}
 }
 

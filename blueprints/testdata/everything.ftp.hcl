@@ -233,7 +233,8 @@ ftp_service "main" {
     ca_certificate = file("ca.crt")
     server_name    = "ftp.example.org"
     reuse          = "require"
-    min_version    = "1.3"
+    min_version    = "1.2"
+    max_version    = "1.3"
   }
 
   volume "home" {

@@ -16,6 +16,8 @@
 #                            intermediate ones) and tls.key, both PEM; data must resume the session of control
 #   FORCE_SSL                NO: who does not ask for TLS is let in too; default YES
 #   TLS_MIN_VERSION          1.2, the default, or 1.3
+#   TLS_MAX_VERSION          the same by default. Clients that do not read what TLS 1.3 sends at the end of an upload,
+#                            as lftp, break uploads with it
 #
 # Each of these may also be a file of that name in /etc/vsftpd-settings, which wins.
 # When that directory is a volume of a Secret or ConfigMap that changes, new sessions
@@ -38,7 +40,7 @@ settings=/etc/vsftpd-settings
 : "${FILE_OPEN_MODE:=0666}" "${LOCAL_UMASK:=077}" "${XFERLOG_STD_FORMAT:=NO}"
 : "${LISTEN_PORT:=21}" "${MAX_CLIENTS:=0}" "${MAX_PER_IP:=0}" "${BANNER:=}"
 : "${IDLE_SESSION_TIMEOUT:=300}" "${DATA_CONNECTION_TIMEOUT:=300}"
-: "${SSL_ENABLE:=NO}" "${FORCE_SSL:=YES}" "${TLS_MIN_VERSION:=1.2}"
+: "${SSL_ENABLE:=NO}" "${FORCE_SSL:=YES}" "${TLS_MIN_VERSION:=1.2}" "${TLS_MAX_VERSION:=}"
 
 refuse() {
 	echo "run-vsftpd: $1: $2" >&2
@@ -87,6 +89,7 @@ ssl_conf = ssl
 system_default = limits
 [limits]
 MinProtocol = TLSv$TLS_MIN_VERSION
+MaxProtocol = TLSv$TLS_MAX_VERSION
 END
 		busybox mv /etc/vsftpd/new.openssl /etc/vsftpd/openssl.cnf
 		cat >/etc/vsftpd/new.tls <<END
@@ -111,7 +114,7 @@ configure() (
 	set -e
 	taken FTP_USER FTP_PASS PASV_ENABLE PASV_ADDRESS PASV_ADDR_RESOLVE PASV_MIN_PORT PASV_MAX_PORT PASV_PROMISCUOUS \
 		PORT_PROMISCUOUS FILE_OPEN_MODE LOCAL_UMASK XFERLOG_STD_FORMAT MAX_CLIENTS MAX_PER_IP IDLE_SESSION_TIMEOUT \
-		DATA_CONNECTION_TIMEOUT BANNER SSL_ENABLE FORCE_SSL TLS_MIN_VERSION
+		DATA_CONNECTION_TIMEOUT BANNER SSL_ENABLE FORCE_SSL TLS_MIN_VERSION TLS_MAX_VERSION
 	case $FTP_USER in
 	.* | -* | *[!A-Za-z0-9._@-]*) refuse FTP_USER "must be letters, digits and . _ - @, and start with a letter or a digit" ;;
 	esac
@@ -132,7 +135,8 @@ configure() (
 	case $PASV_ADDRESS in *[!A-Za-z0-9.-]*) refuse PASV_ADDRESS "must be an address or a name" ;; esac
 	case $BANNER in *'
 '*) refuse BANNER "must be one line" ;; esac
-	case $TLS_MIN_VERSION in 1.2 | 1.3) ;; *) refuse TLS_MIN_VERSION "must be 1.2 or 1.3" ;; esac
+	: "${TLS_MAX_VERSION:=$TLS_MIN_VERSION}"
+	case $TLS_MIN_VERSION-$TLS_MAX_VERSION in 1.2-1.2 | 1.2-1.3 | 1.3-1.3) ;; *) refuse TLS_MIN_VERSION "and TLS_MAX_VERSION must be 1.2 or 1.3" ;; esac
 	case $SSL_ENABLE in [Yy]*)
 		[ -s "$settings/tls.crt" ] && [ -s "$settings/tls.key" ] || refuse SSL_ENABLE "needs $settings/tls.crt and tls.key"
 		;;
