@@ -2,6 +2,7 @@
 # make test     every test that needs no root
 # make e2e      every test of the whole, in the lab                                      (root)
 # make soak     the long forms of some of them: an hour or two                           (root)
+# make versions hold the rendered files against HAProxy and keepalived of other Debians  (root)
 # make verify   format, lint, imports, vulnerabilities, tidy modules
 # make deps     the Debian packages that all of this needs                               (root)
 
@@ -12,7 +13,7 @@ bin := $(CURDIR)/bin
 lab := FTPLAB_DIR=$(or $(FTPLAB_DIR),/run/ftplab) $(bin)/ftplab
 modules := . e2e
 
-.PHONY: all build lab kubernetes demo demo-down test e2e soak verify fmt deps tools clean
+.PHONY: all build lab kubernetes demo demo-down test e2e soak versions verify fmt deps tools clean
 
 all: build
 
@@ -41,6 +42,11 @@ e2e: build lab kubernetes
 
 soak: build lab kubernetes
 	cd e2e && FTPDEPLOY_SOAK=1 go test -p 1 -count=1 -timeout 5h -v -run 'TestMainJob|TestCrash' .
+
+# Needs the network once: about a minute, then they are taken from the cache.
+versions:
+	.ci/suites $(cache)/suites bullseye trixie
+	FTPDEPLOY_SUITES=$(cache)/suites go test -count=1 -v -run TestVersions ./steps/proxy
 
 tools: $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)/golangci-lint
 tooldir = $(cache)/tools-$(shell sha256sum tools/go.sum | cut -c1-16)
