@@ -35,6 +35,7 @@ func TestMainJob(t *testing.T) {
 		{"doctor explains a managed load balancer", managedBalancer},
 		{"traffic goes on", trafficGoesOn},
 		{"a second service comes and goes under traffic", neighbourComesAndGoes},
+		{"what is foretold happens", forecastIsFact},
 		{"reloads refuse nobody", reloadStorm},
 		{"throughput", throughput},
 		{"secrets are nowhere", secretsAreNowhere},

@@ -102,6 +102,7 @@ type Impact struct {
 	Cut       int      `json:"cut"`       // how many of both it breaks
 	VIPMoves  int      `json:"vip_moves"` // how often a VIP goes from one box to another
 	Seconds   float64  `json:"seconds"`
+	Longest   float64  `json:"seconds_max,omitempty"` // where Seconds was measured elsewhere, what it may be here; else 0
 	Holds     []string `json:"holds,omitempty"` // VIPs that the changed box has
 	Note      string   `json:"note,omitempty"`
 }

@@ -34,6 +34,7 @@ type Drained struct {
 	Waited   time.Duration // for its sessions to end
 	Sessions int           // that were cut
 	Clients  []netip.Addr  // whose sessions or transfers were cut, each once
+	cut      []remote.Connection
 }
 
 // String says what became of the sessions.
@@ -250,7 +251,7 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 	if len(p.vips) == 0 {
 		return nil
 	}
-	done := Drained{Box: s.box.Name, VIPs: d.VIPs, Waited: time.Since(start)}
+	done := Drained{Box: s.box.Name, VIPs: d.VIPs, Waited: time.Since(start), cut: open}
 	done.Sessions, done.Clients = s.sessions(open)
 	if s.drained != nil {
 		s.drained(done)
@@ -457,6 +458,9 @@ func (l *Live) noteDrained(d Drained) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drained = append(l.drained, d)
+	if l.watch != nil {
+		l.watch.dropped(d)
+	}
 }
 
 // Away says of each box that somebody has drained until when, and how that ends.

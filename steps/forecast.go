@@ -19,6 +19,12 @@ func (l *Live) Forecast(p *plan.Plan) *plan.Impact {
 		return nil
 	}
 	f := newForecast(l.steps)
+	if l.options.Took != nil {
+		f.took = l.options.Took()
+	}
+	for _, o := range l.Observed() {
+		f.pace[o.Address] = max(1, o.Took.Seconds()/usualLook)
+	}
 	var all plan.Impact
 	for _, s := range l.steps {
 		now := f.carried(s)
@@ -33,10 +39,19 @@ func (l *Live) Forecast(p *plan.Plan) *plan.Impact {
 			all.VIPMoves += c.Impact.VIPMoves
 		}
 	}
-	for _, o := range l.Observed() {
-		f.pace[o.Address] = max(1, o.Took.Seconds()/usualLook)
+	all.Longest = f.lasts(p, func(i *plan.Impact) *float64 { return &i.Longest })
+	all.Seconds = f.lasts(p, func(i *plan.Impact) *float64 { return &i.Seconds })
+	known := func(i *plan.Impact) {
+		if i.Longest <= i.Seconds {
+			i.Longest = 0
+		}
 	}
-	all.Seconds = f.lasts(p)
+	known(&all)
+	for _, e := range p.Entries {
+		for i := range e.Changes {
+			known(&e.Changes[i].Impact)
+		}
+	}
 	return &all
 }
 
@@ -46,14 +61,19 @@ type forecast struct {
 	open   map[*hostStep]map[*blueprints.Service]traffic
 	holder map[*blueprints.VIP]*hostStep // nil where no box holds it
 	pace   map[string]float64            // how much slower than usual a box answered
+	took   map[string]float64            // seconds in earlier runs, by ChangeKey
 }
 
 func newForecast(hosts []*hostStep) *forecast {
 	f := &forecast{hosts: hosts, open: map[*hostStep]map[*blueprints.Service]traffic{}, holder: map[*blueprints.VIP]*hostStep{}, pace: map[string]float64{}}
 	for _, s := range hosts {
-		f.open[s] = s.carries(s.seen)
+		seen := s.seen
+		if seen == nil {
+			seen = s.going
+		}
+		f.open[s] = s.carries(seen)
 		for _, v := range s.topology.VIPs {
-			if v.Group == s.group && s.seen != nil && s.seen.Holds(v.Address) {
+			if v.Group == s.group && seen != nil && seen.Holds(v.Address) {
 				f.holder[v] = s
 			}
 		}
@@ -87,7 +107,8 @@ func (f *forecast) cut(s *hostStep, services ...*blueprints.Service) int {
 // impact is what one change costs.
 func (f *forecast) impact(step string, c plan.Change) plan.Impact {
 	kind, name, _ := strings.Cut(step, "/")
-	i := plan.Impact{Seconds: seconds(kind, c)}
+	i := plan.Impact{}
+	i.Seconds, i.Longest = f.seconds(step, c)
 	if kind == "kubernetes" {
 		f.onService(&i, name, c)
 		return i
@@ -208,56 +229,83 @@ func short(d time.Duration) string {
 	return text
 }
 
-// usual is how long changes take, by kind of step and end of target. They were
-// measured in the lab; what depends on the site (a clone, a boot, a package
-// mirror, an image's pull) takes longer elsewhere.
+// usual is how long changes take that were not made before from where the run is, by
+// kind of step and end of target. It was measured in the lab; what the site decides (a
+// clone, a boot, a package mirror, an image's pull) takes longer elsewhere.
 var usual = []struct {
 	kind, target string
 	effect       plan.Effect // "" = any
 	seconds      float64
+	site         bool
 }{
-	{"vm", ":drain", "", 3},
-	{"vm", ":serves", "", 5},
-	{"vm", ":resume", "", 1},
-	{"vm", "", plan.Reboot, 6},
-	{"vm", "", "", 1},
-	{"power", ":hostkeys", "", 3},
-	{"power", "", "", 2},
-	{"host", ":packages", "", 5},
-	{"host", ":drain", "", 3},
-	{"host", ":resume", "", 1},
-	{"host", ":proof", "", 0.3},
-	{"host", ".service", plan.Reload, 0.5},
-	{"host", ".service", "", 0.5},
-	{"host", "", "", 0.1},
-	{"kubernetes", "", plan.Rollout, 10},
-	{"kubernetes", "", plan.Restart, 6},
-	{"kubernetes", "", "", 0.1},
+	{"vm", ":drain", "", 2.5, false},
+	{"vm", ":serves", "", 1.5, false},
+	{"vm", ":resume", "", 1.3, false},
+	{"vm", "", plan.Reboot, 4, true},
+	{"vm", "", "", 1, true},
+	{"power", ":hostkeys", "", 3, true},
+	{"power", "", "", 2, true},
+	{"host", ":packages", "", 3.5, true},
+	{"host", ":drain", "", 2.5, false},
+	{"host", ":resume", "", 1.3, false},
+	{"host", ":generation", "", 0.4, false},
+	{"host", ":proof", "", 0.4, false},
+	{"host", ".service", "", 0.6, false},
+	{"host", "", "", 0.2, false},
+	{"history", "", "", 0.2, false},
+	{"kubernetes", "", plan.Rollout, 5, true},
+	{"kubernetes", "", plan.Restart, 6, false},
+	{"kubernetes", "", plan.Reload, 1, false}, // of settings, in a server that goes on
+	{"kubernetes", "", "", 0.1, false},
 }
 
-func seconds(kind string, c plan.Change) float64 {
-	for _, u := range usual {
-		target := strings.HasSuffix(c.Target, u.target)
-		if u.kind == kind && target && (u.effect == "" || u.effect == c.Effect) {
-			if kind == "kubernetes" && u.effect == "" && c.Action == plan.Create && strings.HasPrefix(c.Target, "Deployment ") {
-				return 12
-			}
-			return u.seconds
-		}
+// slower is how much longer than in the lab it may take elsewhere what a site decides.
+const slower = 5
+
+// ChangeKey names a change by all that says how long it takes.
+func ChangeKey(step, target, verb, effect string) string {
+	return strings.Join([]string{step, verb, target, effect}, " ")
+}
+
+// seconds is how long a change takes, and how long it may take at most: as the same
+// one did before from here, else as such ones do in the lab. What waits for a time to
+// come, or for clients, is no guide.
+func (f *forecast) seconds(step string, c plan.Change) (about, longest float64) {
+	took, known := f.took[ChangeKey(step, c.Target, c.Action.Verb(), string(c.Effect))]
+	if known && !strings.HasSuffix(c.Target, ":drain") && (c.Effect != plan.Reload || !strings.HasSuffix(c.Target, ":haproxy.service")) {
+		return took, took
 	}
-	return 0
+	kind, box, _ := strings.Cut(step, "/")
+	for _, u := range usual {
+		if u.kind != kind || !strings.HasSuffix(c.Target, u.target) || u.effect != "" && u.effect != c.Effect {
+			continue
+		}
+		about, longest = u.seconds, u.seconds
+		if kind == "kubernetes" && u.effect == "" && c.Action == plan.Create && strings.HasPrefix(c.Target, "Deployment ") {
+			about, u.site = 12, true
+		}
+		if kind == "host" && !u.site { // which its line or its disk slows down as it does a look
+			about *= max(1, f.pace["lb."+box])
+		}
+		longest = about
+		if u.site {
+			longest *= slower
+		}
+		return about, longest
+	}
+	return 0, 0
 }
 
 // How long a look at a box takes in the lab, the login included, and how long a
 // step takes to look at its target before and after it acts.
 const (
 	usualLook = 0.4
-	looks     = 0.6
+	looks     = 0.4
 )
 
-// lasts is how long all of it takes: steps that do not wait for each other act at
-// the same time.
-func (f *forecast) lasts(p *plan.Plan) float64 {
+// lasts is how long all of it takes, by a figure of each change, to which it adds what
+// the change waits: steps that do not wait for each other act at the same time.
+func (f *forecast) lasts(p *plan.Plan, of func(*plan.Impact) *float64) float64 {
 	ends := map[string]float64{}
 	last := 0.0
 	for n := range p.Entries {
@@ -284,8 +332,9 @@ func (f *forecast) lasts(p *plan.Plan) float64 {
 		}
 		for i := range e.Changes {
 			c := &e.Changes[i]
-			c.Impact.Seconds = round(c.Impact.Seconds*pace + f.pause(e.Step.Name(), *c, at))
-			at += c.Impact.Seconds
+			seconds := of(&c.Impact)
+			*seconds = round(*seconds + f.pause(e.Step.Name(), *c, at))
+			at += *seconds
 		}
 		ends[e.Step.Name()] = at
 		last = max(last, at)

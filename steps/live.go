@@ -37,6 +37,9 @@ type Options struct {
 	// slashes, "haproxy-a/journal.txt". nil = nobody wants it.
 	Keep func(name string, text []byte) error
 	Run  Run // what a generation is said to be made by
+	// Took tells how many seconds changes took in earlier runs, by ChangeKey: it makes
+	// the forecast better, and nothing else rests on it. nil = nobody knows.
+	Took func() map[string]float64
 	// Blueprint is a digest of what the topology was loaded from, for the history.
 	Blueprint func() (string, error)
 }
@@ -164,6 +167,32 @@ func (l *Live) cluster(ctx context.Context, c *blueprints.Cluster) (*kube.Client
 			UserAgent: "ftpdeploy/" + l.options.Version, Waiting: l.waiting,
 		})
 	})
+}
+
+// goingBound is how long a VM that is to be made anew may take to be entered: it may
+// be lost.
+const goingBound = 3 * time.Second
+
+// going enters the VM that is to be made anew, while it is there, to see what its
+// clients have open: nothing else is looked at there. The caller closes the connection.
+func (l *Live) going(ctx context.Context, b *blueprints.Box) (*remote.Host, error) {
+	if l.doomed[b] == "" {
+		return nil, ErrAbsent
+	}
+	ctx, cancel := context.WithTimeout(ctx, goingBound)
+	defer cancel()
+	c, err := l.vcenter(ctx, b.Site.VCenter)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := c.Find(ctx, l.topology.ID, b.Name)
+	if err != nil {
+		return nil, err
+	}
+	if vm.ID != l.doomed[b] || !vm.On || len(vm.HostKeys) == 0 {
+		return nil, ErrAbsent
+	}
+	return remote.Dial(ctx, l.login(b, vm.HostKeys))
 }
 
 // bootBound is how long a machine that was not there, or that went away, has to

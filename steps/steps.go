@@ -383,6 +383,12 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 		return host.Stats(), err
 	})
 	if errors.Is(err, ErrAbsent) {
+		if old, err := l.going(ctx, h.box); err == nil {
+			defer old.Close()
+			if t, err := old.Traffic(ctx, h.ports(), 0); err == nil {
+				h.going = h.counts(t)
+			}
+		}
 		return nil
 	}
 	return err

@@ -59,3 +59,18 @@ func (s *hostStep) carries(f *remote.Facts) map[*blueprints.Service]traffic {
 	}
 	return all
 }
+
+// counts are a look at the box's connections as Facts has them: how many are open, and
+// its addresses.
+func (s *hostStep) counts(t *remote.Traffic) *remote.Facts {
+	f := &remote.Facts{Links: t.Links, Open: map[remote.Ports]map[netip.Addr]int{}}
+	for _, p := range s.ports() {
+		f.Open[p] = map[netip.Addr]int{}
+		for _, c := range t.Open {
+			if port := int(c.Local.Port()); p.First <= port && port <= p.Last {
+				f.Open[p][c.Local.Addr()]++
+			}
+		}
+	}
+	return f
+}

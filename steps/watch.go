@@ -155,7 +155,10 @@ func (w *Watch) look(ctx context.Context) {
 		looks = append(looks, func(ctx context.Context) error {
 			h, err := s.connect(ctx)
 			if errors.Is(err, ErrAbsent) {
-				return nil
+				if h, err = w.live.going(ctx, s.box); err != nil {
+					return nil
+				}
+				defer h.Close()
 			}
 			var t *remote.Traffic
 			if err == nil {
@@ -182,6 +185,23 @@ func (w *Watch) since(s *hostStep) int64 {
 		return known.since
 	}
 	return 0
+}
+
+// dropped counts what a drain has cut. HAProxy logs it as if the clients had gone: the
+// drain ends the sockets that it leaves behind.
+func (w *Watch) dropped(d Drained) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.live.steps {
+		if s.box.Name != d.Box {
+			continue
+		}
+		for _, c := range d.cut {
+			if o, ok := w.session(s, c); ok {
+				w.cut[o] = true
+			}
+		}
+	}
 }
 
 // settle decides what became of a box's sessions since the last look.

@@ -49,6 +49,21 @@ func TestWatchTellsCutFromEnded(t *testing.T) {
 	}
 }
 
+// What a drain cuts is cut, although HAProxy logs that its client has gone.
+func TestWatchCountsWhatADrainCuts(t *testing.T) {
+	top := load(t, fromLab(t))
+	s, vip := asApplied(t, top, 0), top.VIPs[0].Address
+	open := remote.Connection{Local: netip.AddrPortFrom(vip, 21), Client: netip.MustParseAddrPort("203.0.113.50:40384")}
+	l := &Live{topology: top, steps: []*hostStep{s}}
+	l.watch = &Watch{live: l, sight: map[*hostStep]*sight{}, cut: map[session]bool{}, rolling: map[*blueprints.Service]int{}}
+	l.watch.settle(s, &remote.Traffic{Open: []remote.Connection{open}})
+	l.noteDrained(Drained{Box: s.box.Name, cut: []remote.Connection{open}})
+	l.watch.settle(s, &remote.Traffic{Ended: []remote.Termination{{Peer: open.Client, How: "CD"}}})
+	if len(l.watch.cut) != 1 || len(l.Drained()) != 1 {
+		t.Errorf("%d cut, want 1", len(l.watch.cut))
+	}
+}
+
 func TestWatchCountsMoves(t *testing.T) {
 	top := load(t, fromLab(t))
 	a, b := asApplied(t, top, 0), asApplied(t, top, 1)

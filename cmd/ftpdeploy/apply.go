@@ -360,7 +360,11 @@ func (d *deployment) measured(ctx context.Context) {
 	}
 	fact, err := d.watch.Stop(context.WithoutCancel(ctx))
 	text := func(i plan.Impact) string {
-		return fmt.Sprintf("%d cut, %s, %.1f s", i.Cut, count(i.VIPMoves, "VIP move", "VIP moves"), i.Seconds)
+		lasts := fmt.Sprintf("%.1f s", i.Seconds)
+		if i.Longest > 0 {
+			lasts = secondsText(i)
+		}
+		return fmt.Sprintf("%d cut, %s, %s", i.Cut, count(i.VIPMoves, "VIP move", "VIP moves"), lasts)
 	}
 	if err != nil {
 		d.emit(event{level: "warn", msg: fmt.Sprintf("Forecast: %s.  What it did cost could not be measured: %v", text(*d.forecast), err), data: note{}})

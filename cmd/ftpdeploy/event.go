@@ -88,6 +88,8 @@ type (
 		LeftOut   int    `json:"left_out,omitempty"` // steps with changes that --only or --skip left out
 		Digest    string `json:"digest"`
 
+		Deployment string `json:"deployment"`
+
 		Impact *plan.Impact `json:"impact,omitempty"` // of all of it
 
 		Needs []steps.Danger `json:"needs_allow,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -141,6 +142,7 @@ func (a *app) open(c choices) (*deployment, error) {
 		Kubeconfig: a.kubeconfig, Context: a.context, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
 		DeleteData: c.DeleteData, SitesDown: c.SitesDown, Replace: c.Replace,
 		Waiting: func(text string) { a.emit(event{level: "info", msg: text, data: progress{}}) },
+		Took:    sync.OnceValue(func() map[string]float64 { return a.took(t.ID) }),
 		Run:     a.identity(), Blueprint: func() (string, error) { return a.historyMark(t.ID) },
 	})
 	return &deployment{app: a, topology: t, live: live, choices: c}, nil
@@ -302,12 +304,21 @@ func (s *planSummary) text(f *planFile, changes int) string {
 		text += fmt.Sprintf("needs --allow: %s (%s)%s\n", d.Kind, strings.Join(d.Where, ", "), given)
 	}
 	if s.Impact != nil {
-		text += fmt.Sprintf("VIP moves: %d.  %s.  Expected: about %.0f s\n", s.Impact.VIPMoves, cutText(*s.Impact), max(1, s.Impact.Seconds))
+		text += fmt.Sprintf("VIP moves: %d.  %s.  Expected: about %s\n", s.Impact.VIPMoves, cutText(*s.Impact), secondsText(*s.Impact))
 	}
 	return text + fmt.Sprintf("Plan: %d to add, %d to change, %d to destroy, %d to run.  Digest %s", s.Add, s.Change, s.Destroy, s.Run, s.Digest)
 }
 
 // cutText says how many of the open connections a plan breaks.
+// secondsText says how long something is expected to take: a range where that was
+// never measured from here.
+func secondsText(i plan.Impact) string {
+	if i.Longest > 0 {
+		return fmt.Sprintf("%.0f to %.0f s", max(1, i.Seconds), i.Longest)
+	}
+	return fmt.Sprintf("%.0f s", max(1, i.Seconds))
+}
+
 func cutText(i plan.Impact) string {
 	open := i.Sessions + i.Transfers
 	switch {

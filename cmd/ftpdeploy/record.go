@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/ftpdeploy/ftpdeploy/steps"
 )
 
 // Of the records of runs these are kept: the newest so many, as far as they are
@@ -58,6 +61,73 @@ func (a *app) record() error {
 		keep(e)
 	}
 	return nil
+}
+
+// Of earlier runs the newest so many are read for how long changes took, and of each
+// change the newest so many times count.
+const (
+	timedRuns    = 20
+	timedChanges = 5
+)
+
+// took reads from the records of earlier runs how many seconds each change of a
+// deployment took, by steps.ChangeKey: the median. What cannot be read is passed over, as
+// only the forecast knows of it.
+func (a *app) took(deployment string) map[string]float64 {
+	state, err := a.stateDir()
+	if err != nil {
+		return nil
+	}
+	runs := filepath.Join(state, "runs")
+	entries, err := os.ReadDir(runs)
+	if err != nil {
+		return nil
+	}
+	times := map[string][]float64{}
+	for _, e := range slices.Backward(entries[max(0, len(entries)-timedRuns):]) { // a run's id begins with its time
+		for key, seconds := range timed(filepath.Join(runs, e.Name(), "events.ndjson"), deployment) {
+			if len(times[key]) < timedChanges {
+				times[key] = append(times[key], seconds)
+			}
+		}
+	}
+	median := map[string]float64{}
+	for key, all := range times {
+		slices.Sort(all)
+		median[key] = all[len(all)/2]
+	}
+	return median
+}
+
+// timed reads from the record of one run how long the changes took that it made, if
+// they were of that deployment.
+func timed(events, deployment string) map[string]float64 {
+	f, err := os.Open(events)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	keys, took := map[string]string{}, map[string]float64{}
+	for in := json.NewDecoder(f); ; {
+		var e struct {
+			Type, Address, Target, Step, Action, Effect, Outcome, Deployment string
+
+			ElapsedMS int64 `json:"elapsed_ms"`
+		}
+		if in.Decode(&e) != nil {
+			return took
+		}
+		switch {
+		case e.Type == "plan.summary" && e.Deployment != deployment:
+			return nil
+		case e.Type == "plan.change": // the address is the step
+			keys[e.Address+" "+e.Target] = steps.ChangeKey(e.Address, e.Target, e.Action, e.Effect)
+		case e.Type == "action.end" && e.Outcome == "changed": // the address is the target
+			if key := keys[e.Step+" "+e.Address]; key != "" {
+				took[key] = float64(e.ElapsedMS) / 1000
+			}
+		}
+	}
 }
 
 // prune removes the records of runs that are not to be kept. What else is in the

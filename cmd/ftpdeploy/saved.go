@@ -178,7 +178,7 @@ func (a *app) present(f *planFile) {
 		}
 		a.emit(event{level: "info", msg: line, data: note{}})
 	}
-	s := planSummary{Digest: f.Digest[:shownDigest], Needs: f.Needs, Impact: f.Impact}
+	s := planSummary{Deployment: f.Deployment, Digest: f.Digest[:shownDigest], Needs: f.Needs, Impact: f.Impact}
 	n := 0
 	for _, step := range f.Plan.Steps {
 		switch {
