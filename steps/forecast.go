@@ -357,6 +357,9 @@ func (f *forecast) pause(step string, c plan.Change, at float64) float64 {
 		}
 		d := s.daemons()[0]
 		age := s.seen.Now.Sub(s.seen.Files[d.Marker].Modified).Seconds() + at
+		if !s.seenAt.IsZero() { // what works before the first change is looked at in between
+			age += time.Since(s.seenAt).Seconds()
+		}
 		return min(max(0, d.gap.Seconds()-age), d.gap.Seconds())
 	}
 	return 0

@@ -68,6 +68,7 @@ type hostStep struct {
 	rendered func(context.Context) ([]proxy.File, error)
 	first    *remote.Facts // nil once it was used
 	seen     *remote.Facts // what was seen at the start of the run; nil where the box was not there
+	seenAt   time.Time     // by our clock
 	going    *remote.Facts // of the machine that is to be made anew: its addresses and connections; nil where nobody could look
 	after    []string
 	root     string // "" but in tests: put before the path of every file

@@ -377,6 +377,7 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 			return remote.Stats{}, err
 		}
 		facts, err := h.observe(ctx, files)
+		h.seenAt = time.Now()
 		if h.first, h.seen = facts, facts; err == nil {
 			h.start = h.position(facts)
 		}
