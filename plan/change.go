@@ -103,7 +103,7 @@ type Impact struct {
 	VIPMoves  int      `json:"vip_moves"` // how often a VIP goes from one box to another
 	Seconds   float64  `json:"seconds"`
 	Longest   float64  `json:"seconds_max,omitempty"` // where Seconds was measured elsewhere, what it may be here; else 0
-	Holds     []string `json:"holds,omitempty"` // VIPs that the changed box has
+	Holds     []string `json:"holds,omitempty"`       // VIPs that the changed box has
 	Note      string   `json:"note,omitempty"`
 }
 

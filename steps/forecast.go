@@ -280,7 +280,7 @@ func (f *forecast) seconds(step string, c plan.Change) (about, longest float64) 
 		if u.kind != kind || !strings.HasSuffix(c.Target, u.target) || u.effect != "" && u.effect != c.Effect {
 			continue
 		}
-		about, longest = u.seconds, u.seconds
+		about = u.seconds
 		if kind == "kubernetes" && u.effect == "" && c.Action == plan.Create && strings.HasPrefix(c.Target, "Deployment ") {
 			about, u.site = 12, true
 		}
