@@ -358,7 +358,7 @@ func (l *Live) lookAround(ctx context.Context, s *blueprints.Service, b *doctor.
 func look(s *blueprints.Service, at netip.Addr, dial ftp.DialFunc) ftp.Look {
 	return ftp.Look{
 		Address: net.JoinHostPort(at.String(), strconv.Itoa(s.ControlPort)), User: s.Users[0].Name, Password: s.Users[0].Password.Reveal(),
-		Dial: dial, Timeout: greetDoctor, DataTimeout: dataDoctor,
+		Dial: dial, TLS: clientTLS(s.TLS), Timeout: greetDoctor, DataTimeout: dataDoctor,
 	}
 }
 

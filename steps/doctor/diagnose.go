@@ -565,6 +565,7 @@ func (d *diagnosis) server() {
 		}, "greeting", "workers", "login", "data")
 		return
 	}
+	d.encryption()
 	d.login()
 	d.announced()
 }
@@ -579,6 +580,25 @@ func (d *diagnosis) env(name string) string {
 		}
 	}
 	return ""
+}
+
+// encryption looks at TLS, whose errors say in words what is wrong and what to do.
+func (d *diagnosis) encryption() {
+	seen := []ftp.Stage{d.Here.Login}
+	for _, t := range d.Here.Tries {
+		seen = append(seen, t.List)
+	}
+	for _, c := range d.Cells {
+		seen = append(seen, c.Control.Login)
+	}
+	i := slices.IndexFunc(seen, func(s ftp.Stage) bool { return s.Outcome == ftp.Unsafe })
+	if i < 0 {
+		return
+	}
+	d.say(Verdict{
+		ID: "tls", Confidence: Likely, breaks: true, Text: "TLS fails: " + seen[i].Text, Evidence: []string{d.VIP.String() + "  " + seen[i].Text},
+		Fix: "docs/blueprint.md says for each code, FTP611 to FTP616, what to do",
+	}, "login", "data")
 }
 
 // login looks at the account.

@@ -221,6 +221,9 @@ func TestDiagnose(t *testing.T) {
 			f.SecretIsWanted, f.SecretWorks = No, ftp.OK
 			f.Here.Login, f.Here.Tries = stage(ftp.Denied), nil
 		}, "password-pending", Certain, "ftpdeploy apply"},
+		{"certificate that has expired", func(f *Facts) {
+			f.Here.Login, f.Here.Tries = ftp.Stage{Outcome: ftp.Unsafe, Text: "the certificate expired at 2026-11-22 [FTP611]"}, nil
+		}, "tls", Likely, "FTP611"},
 		{"server refuses the account", func(f *Facts) { f.Here.Login, f.Here.Tries = stage(ftp.Denied), nil }, "login-refused", Likely, "although the pod was started"},
 		{"greeting", func(f *Facts) {
 			slow := func(s *ftp.Sight) { s.Greeting = ftp.Stage{Outcome: ftp.OK, Took: 5 * time.Second} }

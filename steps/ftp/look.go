@@ -22,6 +22,7 @@ const (
 	Silent  Outcome = "timed out" // nothing came back
 	Closed  Outcome = "closed"    // taken, and ended by the other side
 	Denied  Outcome = "denied"    // by a reply of the server
+	Unsafe  Outcome = "TLS fails" // a *TLSError says how
 	Failed  Outcome = "failed"    // in another way
 	Unasked Outcome = ""
 )
@@ -29,10 +30,13 @@ const (
 // OutcomeOf is the outcome of what ended with err.
 func OutcomeOf(err error) Outcome {
 	var reply *Reply
+	var insecure *TLSError
 	var timeout net.Error
 	switch {
 	case err == nil:
 		return OK
+	case errors.As(err, &insecure):
+		return Unsafe
 	case errors.As(err, &reply):
 		return Denied
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -57,13 +61,14 @@ type Look struct {
 	// what the server announces; nil = there.
 	Data        func(port int) string
 	Dial        DialFunc      // nil = directly
+	TLS         *TLS          // nil = in clear text
 	Timeout     time.Duration // of each step up to the login; 0 = DefaultTimeout
 	DataTimeout time.Duration // of each step of a listing; 0 = Timeout
 }
 
 // Sight is what a Look saw.
 type Sight struct {
-	Connect, Greeting, Login Stage
+	Connect, Greeting, Login Stage  // the login with TLS begins by it
 	Banner                   string // the text of the greeting
 	Tries                    []Try  // one for each mode, unless the login failed
 	Transcript               []string
@@ -122,7 +127,7 @@ func (l Look) enter(ctx context.Context, s *Sight, trace func(string)) *Client {
 	}
 	var c *Client
 	opened := stage(&s.Connect, func() (err error) {
-		c, err = connect(ctx, Config{Address: l.Address, Dial: l.Dial, Timeout: l.Timeout, Trace: trace})
+		c, err = connect(ctx, Config{Address: l.Address, Dial: l.Dial, TLS: l.TLS, Timeout: l.Timeout, Trace: trace})
 		return err
 	})
 	if !opened {
@@ -132,7 +137,15 @@ func (l Look) enter(ctx context.Context, s *Sight, trace func(string)) *Client {
 	if c.last != nil {
 		s.Banner = c.last.Text
 	}
-	if !greeted || !stage(&s.Login, func() error { return c.Login(ctx, l.User, l.Password) }) {
+	login := func() error {
+		if l.TLS != nil {
+			if err := c.encrypt(ctx); err != nil {
+				return err
+			}
+		}
+		return c.Login(ctx, l.User, l.Password)
+	}
+	if !greeted || !stage(&s.Login, login) {
 		c.Close()
 		return nil
 	}

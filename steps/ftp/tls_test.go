@@ -114,3 +114,22 @@ func TestProbeNamesWhatIsWrongWithTLS(t *testing.T) {
 		})
 	}
 }
+
+func TestLookByTLS(t *testing.T) {
+	ca := ftptest.NewAuthority(t)
+	p := probeTLS(t, ca, ca.TLS(t, 90*day, "127.0.0.1")...)
+	l := Look{Address: p.Address, User: p.User, Password: p.Password, Modes: []string{PASV, EPSV}, TLS: p.TLS}
+	if s := l.Run(t.Context()); s.Login.Outcome != OK || len(s.Tries) != 2 || !s.Tries[0].OK() || !s.Tries[1].OK() {
+		t.Errorf("%+v", s)
+	}
+	other := *p.TLS
+	other.Name, l.TLS = "ftp.example.org", &other
+	if s := l.Run(t.Context()); s.Login.Outcome != Unsafe || !strings.Contains(s.Login.Text, "FTP612") {
+		t.Errorf("%+v", s.Login)
+	}
+	fresh := *p.TLS
+	fresh.Fresh, l.TLS = true, &fresh
+	if s := l.Run(t.Context()); len(s.Tries) == 0 || s.Tries[0].List.Outcome != Unsafe || !strings.Contains(s.Tries[0].List.Text, "FTP614") {
+		t.Errorf("%+v", s.Tries)
+	}
+}
