@@ -53,6 +53,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 	}
 	standing := "" // a VM that is there already goes down, if it must, after the one before is back
+	var down []string // the steps of those that must
 	for _, h := range seen.hosts {
 		b := h.box
 		if !b.Created() {
@@ -72,10 +73,13 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		}
 		if there, err := inventory.VM(t.ID, b.Name); err == nil && there != nil {
 			standing = vm.Name()
-			if e, err := inventory.Edit(there, vmSpec(t, b)); err == nil && e != nil && (e.Off || e.Cuts) && len(h.start.vips) > 0 {
-				h.moves = true
-				for _, peer := range h.peers {
-					peer.moves = true
+			if e, err := inventory.Edit(there, vmSpec(t, b)); err == nil && e != nil && (e.Off || e.Cuts) {
+				down = append(down, vm.Name())
+				if len(h.start.vips) > 0 {
+					h.moves = true
+					for _, peer := range h.peers {
+						peer.moves = true
+					}
 				}
 			}
 		}
@@ -115,7 +119,8 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 		if s.Server != "vsftpd" {
 			continue
 		}
-		after := slices.Clone(widened)
+		// A box that was down is proven by what it served before.
+		after := slices.Concat(widened, down)
 		for _, p := range seen.left.places {
 			if p.blocks(t, s) {
 				after = append(after, newRemovedNamespace(l, p.cluster, p.namespace).Name())
