@@ -51,6 +51,7 @@ func TestAPI(t *testing.T) {
 		"rights":         testRights,
 		"version":        testVersion,
 		"rollout":        testRollout,
+		"survey":         testSurvey,
 
 		"lease":           testLease,
 		"lease expires":   testLeaseExpires,
