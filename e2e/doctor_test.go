@@ -355,9 +355,15 @@ var illnesses = []illness{
 		}),
 	},
 	{
-		name: "no box is fit for the VIP", cause: "vip-held-by-none", long: true,
-		plant: func(t *testing.T) { onBoxes("chmod -x /usr/libexec/keepalived/ftpdeploy-check")(t); noneHolds(t) },
-		heal:  func(t *testing.T) { onBoxes("chmod +x /usr/libexec/keepalived/ftpdeploy-check")(t); holder(t) },
+		name: "both boxes are drained", cause: "vip-held-by-none", long: true,
+		plant: func(t *testing.T) {
+			onBoxes(`echo "$(($(date +%s) + 3600)) root@jump" >/var/lib/ftpdeploy/drained`)(t)
+			noneHolds(t)
+		},
+		heal: func(t *testing.T) {
+			onBoxes("rm -f /var/lib/ftpdeploy/drained")(t)
+			holder(t)
+		},
 	},
 	{
 		name: "keepalived is stopped on both", cause: "keepalived-stopped", long: true,
@@ -401,16 +407,6 @@ var illnesses = []illness{
 				booted(t, box)
 			})
 		}),
-	},
-	{
-		name: "the API server is away", cause: "cluster-unreachable", long: true,
-		plant: faulty("stop", "kube-apiserver", "cp"),
-		heal: func(t *testing.T) {
-			lab(t, "fault", "start", "kube-apiserver", "cp")
-			within(t, 60*time.Second, "the API server is back", func() bool {
-				return on(t, "jump", "curl", "-fsk", "--max-time", "3", "-o", "/dev/null", "https://192.0.2.5:6443/readyz").code == 0
-			})
-		},
 	},
 }
 

@@ -118,7 +118,7 @@ func (c *Condition) addStates(lines []string) {
 			continue
 		}
 		i := strings.LastIndexByte(before, '(')
-		if state, ok = strings.CutSuffix(state, " STATE"); ok && i >= 0 {
+		if state, _, ok = strings.Cut(state, " STATE"); ok && i >= 0 { // "(init)" may follow
 			name, _, _ := strings.Cut(before[i+1:], ")")
 			c.States[name] = state
 		}

@@ -25,6 +25,8 @@ vsftpd_control,BACKEND,0,UP,,,
 1699999990.0 haproxy-a Keepalived_vrrp[7]: (ftp) Entering BACKUP STATE
 1699999999.0 haproxy-a Keepalived_vrrp[7]: (other) Entering FAULT STATE
 1700000000.0 haproxy-a Keepalived_vrrp[7]: (ftp) Entering MASTER STATE
+1700000000.5 haproxy-a Keepalived_vrrp[7]: (third) Entering MASTER STATE
+1700000000.6 haproxy-a Keepalived_vrrp[7]: (third) Entering BACKUP STATE (init)
 @check ftp 0
 @check other 1
 @disk /var/log
@@ -49,7 +51,7 @@ func TestParseCondition(t *testing.T) {
 	if len(c.Servers) != 4 || c.Servers[2].Server != "198.51.100.22" || c.Servers[2].Up() || c.Servers[2].Answer != "Connection refused, at step 1" {
 		t.Errorf("servers are %+v", c.Servers)
 	}
-	if want := map[string]string{"ftp": "MASTER", "other": "FAULT"}; !reflect.DeepEqual(c.States, want) {
+	if want := map[string]string{"ftp": "MASTER", "other": "FAULT", "third": "BACKUP"}; !reflect.DeepEqual(c.States, want) {
 		t.Errorf("states are %v, want %v", c.States, want)
 	}
 	if want := []string{"other"}; !reflect.DeepEqual(c.Unfit, want) {

@@ -141,6 +141,7 @@ func TestDiagnose(t *testing.T) {
 		{"not ready, and nobody says why", func(f *Facts) { noPod(f, "", "", "") }, "pod-not-ready", Likely, ""},
 		{"scaled", func(f *Facts) { noPod(f, "", "", ""); f.Cluster.Replicas = 0 }, "pod-scaled-down", Certain, "scaled to 0"},
 		{"deployment", func(f *Facts) { noPod(f, "", "", ""); f.Cluster.Deployment = false }, "deployment-missing", Certain, "ftpdeploy apply"},
+		{"the API server is away, and FTP goes on", func(f *Facts) { f.Cluster, f.Away = nil, "no answer" }, "cluster-unreachable", Likely, "no answer"},
 		{"two pods", func(f *Facts) { f.Cluster.Replicas, f.Cluster.Endpoints = 2, 2 }, "pods-many", Certain, "--replicas 1"},
 		{"service", func(f *Facts) { noPod(f, "", "", ""); f.Cluster.Serving, f.Cluster.Service = true, false }, "service-missing", Certain, "no Service"},
 		{"service may not be read", func(f *Facts) {
