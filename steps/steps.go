@@ -52,7 +52,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 			made = append(made, h.box)
 		}
 	}
-	standing := "" // a VM that is there already goes down, if it must, after the one before is back
+	standing := ""    // a VM that is there already goes down, if it must, after the one before is back
 	var down []string // the steps of those that must
 	for _, h := range seen.hosts {
 		b := h.box
