@@ -269,10 +269,10 @@ func ChangeKey(step, target, verb, effect string) string {
 
 // seconds is how long a change takes, and how long it may take at most: as the same
 // one did before from here, else as such ones do in the lab. What waits for a time to
-// come, or for clients, is no guide.
+// come, for clients, or on the first day for the pod, is no guide.
 func (f *forecast) seconds(step string, c plan.Change) (about, longest float64) {
 	took, known := f.took[ChangeKey(step, c.Target, c.Action.Verb(), string(c.Effect))]
-	if known && !strings.HasSuffix(c.Target, ":drain") && (c.Effect != plan.Reload || !strings.HasSuffix(c.Target, ":haproxy.service")) {
+	if known && !strings.HasSuffix(c.Target, ":drain") && !strings.HasSuffix(c.Target, ":proof") && (c.Effect != plan.Reload || !strings.HasSuffix(c.Target, ":haproxy.service")) {
 		return took, took
 	}
 	kind, box, _ := strings.Cut(step, "/")

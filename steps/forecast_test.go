@@ -33,7 +33,7 @@ func TestForecastSeconds(t *testing.T) {
 		"of another service":           {"kubernetes/other", change("Deployment ftp/other", plan.Rollout), before, 5.4, 25.4},
 		"a reload, which waits":        {"host/haproxy-a", change("haproxy-a:haproxy.service", plan.Reload), before, 11, 0},
 		"a drain, which may wait":      {"host/haproxy-a", change("haproxy-a:drain", plan.Restart), before, 2.9, 0},
-		"a proof as before":            {"host/haproxy-a", change("haproxy-a:proof", plan.NoEffect), before, 1.9, 0},
+		"a proof, which may wait":      {"host/haproxy-a", change("haproxy-a:proof", plan.NoEffect), before, 0.8, 0},
 		"a proof for the first time":   {"host/haproxy-a", change("haproxy-a:proof", plan.NoEffect), nil, 0.8, 0},
 		"a package":                    {"host/haproxy-a", change("haproxy-a:packages", plan.NoEffect), nil, 3.9, 17.9},
 	} {
