@@ -245,7 +245,7 @@ var usual = []struct {
 	{"vm", "", "", 1, true},
 	{"power", ":hostkeys", "", 3, true},
 	{"power", "", "", 2, true},
-	{"host", ":packages", "", 3.5, true},
+	{"host", ":packages", "", 2, true},
 	{"host", ":drain", "", 2.5, false},
 	{"host", ":resume", "", 1.3, false},
 	{"host", ":generation", "", 0.4, false},

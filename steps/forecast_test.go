@@ -35,7 +35,7 @@ func TestForecastSeconds(t *testing.T) {
 		"a drain, which may wait":      {"host/haproxy-a", change("haproxy-a:drain", plan.Restart), before, 2.9, 0},
 		"a proof, which may wait":      {"host/haproxy-a", change("haproxy-a:proof", plan.NoEffect), before, 0.8, 0},
 		"a proof for the first time":   {"host/haproxy-a", change("haproxy-a:proof", plan.NoEffect), nil, 0.8, 0},
-		"a package":                    {"host/haproxy-a", change("haproxy-a:packages", plan.NoEffect), nil, 3.9, 17.9},
+		"a package":                    {"host/haproxy-a", change("haproxy-a:packages", plan.NoEffect), nil, 2.4, 10.4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{planned{c.step, []plan.Change{c.change}}}, plan.Options{})
