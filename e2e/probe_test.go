@@ -27,23 +27,31 @@ type attempt struct {
 	Error string
 }
 
-// probe is what a client does that never gives up: every 50 ms it begins a new
-// session, whatever became of the ones before. It prints every attempt and ends
-// after the number of seconds given.
+// probe is what a client does that never gives up: at the pace given it begins a new
+// session, whatever became of the ones before: up to a listing, or at a pace of 10 ms
+// up to the greeting. It prints every attempt and ends after the number of seconds given.
 func probe(ctx context.Context, args []string) error {
 	seconds, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
+	every, err := time.ParseDuration(args[2])
+	if err != nil {
+		return err
+	}
+	session := listing
+	if every < probeEvery {
+		session = greeting
+	}
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
 	var sessions sync.WaitGroup
-	tick := time.NewTicker(probeEvery)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); <-tick.C {
 		sessions.Go(func() {
 			a := attempt{Start: time.Now()}
-			if err := listing(ctx, args[0]); err != nil {
+			if err := session(ctx, args[0]); err != nil {
 				a.Error = err.Error()
 			}
 			a.Took = time.Since(a.Start)
@@ -60,12 +68,19 @@ func probe(ctx context.Context, args []string) error {
 // tells how long no session was completed.
 func watch(t *testing.T, seconds int, act func()) (gap time.Duration, failed, total int) {
 	t.Helper()
+	return watchEvery(t, probeEvery, seconds, act)
+}
+
+// watchEvery is watch at another pace. A prober that ended before the act did has
+// seen the rest of it too little: the test fails.
+func watchEvery(t *testing.T, every time.Duration, seconds int, act func()) (gap time.Duration, failed, total int) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := exec.CommandContext(t.Context(), ftplab, "exec", "client", "--", "env", handEnv+"=probe", self,
-		net.JoinHostPort(vip, "21"), strconv.Itoa(seconds))
+		net.JoinHostPort(vip, "21"), strconv.Itoa(seconds), every.String())
 	c.Stderr = os.Stderr
 	pipe, err := c.StdoutPipe()
 	if err != nil {
@@ -83,7 +98,7 @@ func watch(t *testing.T, seconds int, act func()) (gap time.Duration, failed, to
 			break
 		}
 		attempts = append(attempts, a)
-		if !acted && len(attempts) == 20 { // a second of proof that all was well before
+		if !acted && len(attempts) == int(time.Second/every) { // a second of proof that all was well before
 			acted = true
 			act()
 		}
@@ -94,13 +109,13 @@ func watch(t *testing.T, seconds int, act func()) (gap time.Duration, failed, to
 	if !acted {
 		t.Fatal("the prober ended before anything was done")
 	}
-	return outage(t, attempts), countFailed(attempts), len(attempts)
+	return outage(t, attempts, every), countFailed(attempts), len(attempts)
 }
 
 // outage is the longest time in which no session was completed, less the pace of
 // the prober. A session that was begun while the service was away and got through
 // by a repeated SYN counts when it was completed.
-func outage(t *testing.T, attempts []attempt) time.Duration {
+func outage(t *testing.T, attempts []attempt, every time.Duration) time.Duration {
 	t.Helper()
 	var good []time.Time
 	var last time.Time
@@ -124,7 +139,7 @@ func outage(t *testing.T, attempts []attempt) time.Duration {
 	if tail := last.Sub(good[len(good)-1]); tail > time.Second {
 		t.Fatalf("the service did not come back: no session of the last %s was completed", tail)
 	}
-	return max(0, longest-probeEvery)
+	return max(0, longest-every)
 }
 
 func countFailed(attempts []attempt) (n int) {
@@ -134,6 +149,17 @@ func countFailed(attempts []attempt) (n int) {
 		}
 	}
 	return n
+}
+
+// greeting is a session that ends with the server's greeting.
+func greeting(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, probeBound)
+	defer cancel()
+	c, err := ftp.Dial(ctx, ftp.Config{Address: address, Timeout: probeBound})
+	if err == nil {
+		c.Close()
+	}
+	return err
 }
 
 // listing is one session: connect, banner, login, EPSV, LIST.

@@ -19,6 +19,8 @@ type Drain struct {
 	Unit  string       // keepalived's
 	VIPs  []netip.Addr // that leave
 	Ports []Listener   // whose connections are sessions
+	// Except are clients whose connections are none: those who only watch.
+	Except []netip.Addr
 }
 
 // Listener is a range of TCP ports at an address.
@@ -87,17 +89,28 @@ func (h *Host) Unfit(ctx context.Context, unit string, check ...string) (string,
 func (d Drain) head() string {
 	var filter []string
 	for _, l := range d.Ports {
-		address := l.Address.String()
-		if l.Address.Is6() {
-			address = "[" + address + "]"
+		filter = append(filter, fmt.Sprintf("( src %s and sport >= :%d and sport <= :%d )", bracketed(l.Address), l.First, l.Last))
+	}
+	text := strings.Join(filter, " or ")
+	if len(filter) > 0 && len(d.Except) > 0 {
+		text = "( " + text + " )"
+		for _, a := range d.Except {
+			text += " and not dst " + bracketed(a)
 		}
-		filter = append(filter, fmt.Sprintf("( src %s and sport >= :%d and sport <= :%d )", address, l.First, l.Last))
 	}
 	var vips []string
 	for _, v := range d.VIPs {
 		vips = append(vips, v.String())
 	}
-	return fmt.Sprintf("k=%s u=%s filter=%s vips=%s\n", quote(d.Mark), quote(d.Unit), quote(strings.Join(filter, " or ")), quote(strings.Join(vips, " ")))
+	return fmt.Sprintf("k=%s u=%s filter=%s vips=%s\n", quote(d.Mark), quote(d.Unit), quote(text), quote(strings.Join(vips, " ")))
+}
+
+// bracketed is an address as ss takes it.
+func bracketed(a netip.Addr) string {
+	if a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return a.String()
 }
 
 func flag(on bool) string {

@@ -104,7 +104,7 @@ func (s *hostStep) vips() []*blueprints.VIP {
 
 // drainOf says to the box what it leaves.
 func (s *hostStep) drainOf(vips []*blueprints.VIP) remote.Drain {
-	d := remote.Drain{Mark: s.root + proxy.DrainedPath, Unit: s.daemons()[1].Unit}
+	d := remote.Drain{Mark: s.root + proxy.DrainedPath, Unit: s.daemons()[1].Unit, Except: s.except}
 	for _, v := range vips {
 		d.VIPs = append(d.VIPs, v.Address)
 	}
@@ -287,23 +287,26 @@ func (s *hostStep) awaitTaker(ctx context.Context, vips []*blueprints.VIP, repor
 	}
 	for _, v := range vips {
 		err := s.until(ctx, takerBound, report, func(ctx context.Context) error {
-			return s.anyPeer(func(peer *hostStep) error {
-				h, err := peer.connect(ctx)
-				if err != nil {
-					return err
-				}
-				why, err := h.Unfit(ctx, s.daemons()[1].Unit, s.root+proxy.CheckPath, v.Name)
-				if err == nil && why != "" {
-					err = errors.New(why)
-				}
-				return err
-			})
+			return s.anyPeer(func(peer *hostStep) error { return peer.fit(ctx, v) })
 		})
 		if err != nil {
 			return fmt.Errorf("no other box would take %s, so %s keeps it: %w", v.Address, s.box.Name, err)
 		}
 	}
 	return nil
+}
+
+// fit tells why the box would not take a VIP now.
+func (s *hostStep) fit(ctx context.Context, v *blueprints.VIP) error {
+	h, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	why, err := h.Unfit(ctx, s.daemons()[1].Unit, s.root+proxy.CheckPath, v.Name)
+	if err == nil && why != "" {
+		err = errors.New(why)
+	}
+	return err
 }
 
 // taken waits until other boxes hold the VIPs.

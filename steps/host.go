@@ -80,6 +80,7 @@ type hostStep struct {
 	moves   bool        // a box of the group that holds a VIP goes down before this step acts
 	drain   drainPolicy
 	drained func(Drained) // is told when the box has given its VIPs away; nil = nobody is
+	except  []netip.Addr  // clients whose sessions a drain does not count
 	// former gives a smoke block as it fits what is deployed, nil where that is no
 	// other one; nil where nobody can tell.
 	former func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error)

@@ -222,6 +222,8 @@ func (e event) kind() string {
 		return "generation"
 	case difference:
 		return "diff"
+	case drillEvent:
+		return "drill"
 	case driftEvent:
 		return "drift"
 	case vipStatus:

@@ -225,7 +225,7 @@ Exit codes:
   4    the world or the blueprint changed since the plan; stopped at a safe point
   5    apply or its smoke test failed; all was rolled back, and looked at again
   6    apply failed part-way, or the result differs from the plan: a human is needed
-  7    verify or doctor found a fault
+  7    verify, doctor or drill found a fault
   8    locked by another run; nothing was changed
   9    cannot reach or log in to a target, or it is not the one that is trusted
   64   usage
@@ -267,7 +267,7 @@ func (a *app) command() *cobra.Command {
 	for _, c := range []*cobra.Command{
 		a.validateCommand(), a.fmtCommand(), a.renderCommand(), a.planCommand(), a.showCommand(), a.applyCommand(),
 		a.destroyCommand(), a.adoptCommand(), a.verifyCommand(), a.doctorCommand(), a.statusCommand(), a.driftCommand(), a.historyCommand(), a.diffCommand(), a.rollbackCommand(),
-		a.drainCommand(), a.resumeCommand(), a.versionCommand(),
+		a.drainCommand(), a.resumeCommand(), a.drillCommand(), a.versionCommand(),
 	} {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs
@@ -300,7 +300,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("make a run id: %w", err)
 	}
-	a.runID, a.verb = id.String(), cmd.Name()
+	a.runID, a.verb = id.String(), strings.TrimPrefix(cmd.CommandPath(), "ftpdeploy ")
 	ci, _ := a.env("CI")
 	if ci == "true" {
 		a.noInput = true

@@ -71,7 +71,7 @@ func (h *human) emit(e event) {
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
 		h.unified("      ", d.Unified)
-	case planSummary, drained, output, generation, diagnosis, vipStatus, boxStatus, clusterStatus, serviceStatus, lastRun:
+	case planSummary, drained, drillEvent, output, generation, diagnosis, vipStatus, boxStatus, clusterStatus, serviceStatus, lastRun:
 		h.clear()
 		fmt.Fprintln(h.out, e.msg)
 	case note:

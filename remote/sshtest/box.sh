@@ -144,6 +144,12 @@ systemctl)
 		done
 		;;
 	start) start "${1%.service}" ;;
+	kill)
+		[ "$1 $2" = '-s KILL' ] || refuse "$verb" "$@"
+		u=${3%.service}
+		kill -KILL "$(pid "$u")"
+		while alive "$u"; do :; done
+		;;
 	stop) stop "${1%.service}" ;;
 	restart)
 		u=${1%.service}
@@ -176,9 +182,12 @@ systemctl)
 	esac
 	;;
 systemd-run)
+	last=
 	for w; do
+		case $last:$w in -c:*) script=$BOX/mend; echo "$w" >"$script"; continue ;; esac
+		last=$w
 		case $w in
-		--quiet | --collect | --timer-property=AccuracySec=100ms | /bin/sh | timer) ;;
+		--quiet | --collect | --timer-property=AccuracySec=100ms | /bin/sh | timer | -c) ;;
 		--unit=*) u=${w#--unit=} ;;
 		--on-active=*s) s=${w#--on-active=} s=${s%s} ;;
 		/*/revert) script=$w ;;
@@ -201,8 +210,16 @@ journalctl)
 	cat "$BOX/log/${5%.service}" 2>/dev/null
 	;;
 ip)
-	[ "$*" = '-br addr' ] || refuse "$@"
-	cat "$BOX/addresses"
+	case "$*" in
+	'-br addr') cat "$BOX/addresses" ;;
+	'-o addr show to '*)
+		while read -r dev _ list; do
+			for a in $list; do [ "${a%/*}" != "$5" ] || echo "2: $dev    inet $a scope global secondary $dev"; done
+		done <"$BOX/addresses"
+		;;
+	'addr del '*) sed -i "s| $3||" "$BOX/addresses" ;;
+	*) refuse "$@" ;;
+	esac
 	;;
 nft)
 	[ "$*" = 'list ruleset' ] || refuse "$@"
