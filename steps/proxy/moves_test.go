@@ -57,6 +57,10 @@ func TestDangerousDifferences(t *testing.T) {
 			t.Errorf("%s: WidensRange is %t of the way back", tt.name, got)
 		}
 	}
+	both, _ := rendered(t, func(t *blueprints.Topology) { t.Services[0].PassiveLast++; t.Services[0].NodePortFirst++ })
+	if WidensRange(haproxy, both) || ShrinksRange(haproxy, both) {
+		t.Error("a port more and other NodePorts: the old ports lead elsewhere")
+	}
 	if !MovesVIP(keepalived, nil) {
 		t.Error("a VIP that goes is none that moves")
 	}
