@@ -65,6 +65,7 @@ type traffic struct {
 	mu     sync.Mutex
 	rounds []round
 	ended  chan error
+	gone   bool // it has ended, and its addresses are taken away
 }
 
 // startClients starts n clients on the lab's host "client" and returns when all
@@ -102,7 +103,13 @@ func startClients(t *testing.T, n int, size int64, ca ...string) *traffic {
 		}
 		c.ended <- c.cmd.Wait()
 	}()
-	t.Cleanup(func() { _ = c.cmd.Process.Signal(syscall.SIGTERM) }) // of a test that failed before it stopped them
+	t.Cleanup(func() { // of a test that failed before it stopped them
+		if !c.gone {
+			_ = c.cmd.Process.Signal(syscall.SIGTERM)
+			<-c.ended
+			c.leave()
+		}
+	})
 	within(t, time.Minute, "every client moves data", func() bool {
 		open := strings.Fields(shell(t, "client", `ss -Htn state established dst `+vip+` | wc -l`))
 		return len(open) == 1 && atoi(t, open[0]) >= 2*n
@@ -128,14 +135,12 @@ func (c *traffic) stop() (transfers, failed int) {
 	bound := 2*time.Duration(c.size/clientRate)*time.Second + 2*refusedBound
 	select {
 	case err := <-c.ended:
+		c.leave()
 		if err != nil {
 			c.t.Fatalf("the clients: %v", err)
 		}
 	case <-time.After(bound):
 		c.t.Fatalf("the clients did not finish their rounds within %s", bound)
-	}
-	for i := range c.n {
-		shell(c.t, "client", "ip address del "+clientAddress(i).String()+"/24 dev frontend")
 	}
 	refused := 0
 	for _, r := range c.rounds {
@@ -148,6 +153,14 @@ func (c *traffic) stop() (transfers, failed int) {
 	}
 	c.t.Logf("%d clients: %d transfers of %d MiB, %d failed; %d logins refused while the password changed", c.n, transfers, c.size>>20, failed, refused)
 	return transfers, failed
+}
+
+// leave takes the clients' addresses away.
+func (c *traffic) leave() {
+	c.gone = true
+	for i := range c.n {
+		shell(c.t, "client", "ip address del "+clientAddress(i).String()+"/24 dev frontend")
+	}
 }
 
 // openAt counts the rounds that were under way at a time. It knows them all once

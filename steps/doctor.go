@@ -141,7 +141,7 @@ func (l *Live) examine(ctx context.Context) []doctor.Facts {
 	var matrix []*Cell
 	second.Go(func() {
 		// What is not looked at has been told of where it was asked first.
-		matrix, _ = l.matrix(paths, func(_ context.Context, c *blueprints.Cluster) ([]netip.Addr, error) { return workers[c], nil }, skip)
+		matrix, _ = l.matrix(paths, func(_ context.Context, c *blueprints.Cluster) ([]netip.Addr, error) { return workers[c], nil }, skip, 0)
 	})
 	second.Wait()
 	for i, s := range t.Services {
@@ -153,7 +153,7 @@ func (l *Live) examine(ctx context.Context) []doctor.Facts {
 	defer cancel()
 	var third sync.WaitGroup
 	for _, c := range unsettled(matrix) {
-		third.Go(func() { c.prove(way, boxes[c.Box].host) })
+		third.Go(func() { c.prove(way, boxes[c.Box].host, 0) })
 	}
 	for i, s := range t.Services {
 		f := &all[i]

@@ -51,12 +51,13 @@ func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
 		}
 		return l.workers(ctx, c)
 	}
-	cells, err := l.matrix(ctx, workers, l.down)
+	cells, err := l.matrix(ctx, workers, l.down, heldBound)
 	return l.direct(ctx, cells), err
 }
 
-// matrix is Matrix with the workers of a cluster, and without the boxes that skip tells of.
-func (l *Live) matrix(ctx context.Context, workers func(context.Context, *blueprints.Cluster) ([]netip.Addr, error), skip func(*blueprints.Box) bool) ([]*Cell, error) {
+// matrix is Matrix with the workers of a cluster, without the boxes that skip tells of, and
+// with how long a port is waited for that another session may hold (0 = three timeouts).
+func (l *Live) matrix(ctx context.Context, workers func(context.Context, *blueprints.Cluster) ([]netip.Addr, error), skip func(*blueprints.Box) bool, patience time.Duration) ([]*Cell, error) {
 	var cells []*Cell
 	var errs []error
 	var all sync.WaitGroup
@@ -83,7 +84,7 @@ func (l *Live) matrix(ctx context.Context, workers func(context.Context, *bluepr
 				all.Go(func() {
 					slots <- struct{}{}
 					defer func() { <-slots }()
-					c.prove(ctx, h)
+					c.prove(ctx, h, patience)
 				})
 			}
 		}
@@ -93,10 +94,10 @@ func (l *Live) matrix(ctx context.Context, workers func(context.Context, *bluepr
 }
 
 // prove fills the cell.
-func (c *Cell) prove(ctx context.Context, h *remote.Host) {
+func (c *Cell) prove(ctx context.Context, h *remote.Host, patience time.Duration) {
 	worker := func(port int) string { return net.JoinHostPort(c.Worker.String(), strconv.Itoa(port)) }
 	p := c.ports()
-	p.Address, p.Dial = worker(c.Service.ControlNodePort), h.DialContext
+	p.Address, p.Dial, p.Patience = worker(c.Service.ControlNodePort), h.DialContext, patience
 	p.Data = func(port int) string { return worker(c.Service.NodePort(port)) }
 	c.run(ctx, p)
 }

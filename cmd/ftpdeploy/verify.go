@@ -36,14 +36,17 @@ every worker, by listings that change nothing.`,
 				for _, line := range d.live.LeftOut() {
 					d.emit(event{level: "warn", msg: line, data: note{}})
 				}
+				// The matrix goes first: a transfer that breaks leaves its port taken for as long as the
+				// server waits for it, and the matrix leaves none.
 				var v verdicts
-				v.smokes, err = d.verify(ctx, names, 0)
-				if matrix && ctx.Err() == nil && (err == nil || errors.Is(err, errFault)) {
-					var paths error
+				var paths error
+				if matrix {
 					v.cells, paths = d.matrix(ctx)
-					err = cmp.Or(err, paths)
 				}
-				return errors.Join(err, v.write(files, d.now()))
+				if ctx.Err() == nil {
+					v.smokes, err = d.verify(ctx, names, 0)
+				}
+				return errors.Join(cmp.Or(err, paths), v.write(files, d.now()))
 			})
 		},
 	}

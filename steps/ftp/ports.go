@@ -25,6 +25,9 @@ type Ports struct {
 	// Timeout bounds each step of a session; 0 = DefaultTimeout. It is what the first
 	// port costs whose packets are dropped; each further one costs a quarter.
 	Timeout time.Duration
+	// Patience is how long Run waits for a port that the server does not choose, because
+	// another session may hold it; 0 = three timeouts.
+	Patience time.Duration
 }
 
 // PortsReport is what Ports saw. Every port of the range is in one of the three.
@@ -41,16 +44,13 @@ const nothing = "ftpdeploy-verify-nothing"
 // sessionLosses is how many times a session that broke is opened again.
 const sessionLosses = 3
 
-// patience is for how many timeouts Run waits for a port that the server does not choose: another
-// session may hold it while its data connection is waited for.
-const patience = 3
-
 // Run draws ports until each was announced, or for as long as chance asks for and
 // other sessions may hold one. Up to 32 ports all are drawn, beyond that a sample.
 // The error is that of the control connection, or names a port that was never
 // chosen; the report has what was seen before.
 func (p Ports) Run(ctx context.Context) (PortsReport, error) {
 	p.Timeout = cmp.Or(p.Timeout, DefaultTimeout)
+	p.Patience = cmp.Or(p.Patience, 3*p.Timeout)
 	r := &ports{Ports: p, proven: map[int]bool{}, failed: map[int]error{}, listed: nothing}
 	err := r.run(ctx)
 	if r.client != nil {
@@ -87,7 +87,7 @@ func (r *ports) run(ctx context.Context) error {
 			if n > completePorts {
 				return nil
 			}
-			if time.Since(settled) > patience*r.Timeout {
+			if time.Since(settled) > r.Patience {
 				return fmt.Errorf("the server chose other ports in %d draws; not proven is %d: another session may hold it", made, r.open())
 			}
 			pause := time.NewTimer(50 * time.Millisecond)
