@@ -153,7 +153,7 @@ func (l *Live) examine(ctx context.Context) []doctor.Facts {
 	defer cancel()
 	var third sync.WaitGroup
 	for _, c := range unsettled(matrix) {
-		third.Go(func() { c.prove(way, boxes[c.Box].host, 0) })
+		third.Go(func() { c.prove(way, boxes[c.Box].host, 0, nil) })
 	}
 	for i, s := range t.Services {
 		f := &all[i]

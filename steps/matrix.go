@@ -84,7 +84,7 @@ func (l *Live) matrix(ctx context.Context, workers func(context.Context, *bluepr
 				all.Go(func() {
 					slots <- struct{}{}
 					defer func() { <-slots }()
-					c.prove(ctx, h, patience)
+					c.prove(ctx, h, patience, func(ctx context.Context) ([]int, error) { return l.inUse(ctx, s) })
 				})
 			}
 		}
@@ -94,10 +94,11 @@ func (l *Live) matrix(ctx context.Context, workers func(context.Context, *bluepr
 }
 
 // prove fills the cell.
-func (c *Cell) prove(ctx context.Context, h *remote.Host, patience time.Duration) {
+func (c *Cell) prove(ctx context.Context, h *remote.Host, patience time.Duration, inUse ftp.InUse) {
 	worker := func(port int) string { return net.JoinHostPort(c.Worker.String(), strconv.Itoa(port)) }
 	p := c.ports()
 	p.Address, p.Dial, p.Patience = worker(c.Service.ControlNodePort), h.DialContext, patience
+	p.InUse = inUse
 	p.Data = func(port int) string { return worker(c.Service.NodePort(port)) }
 	c.run(ctx, p)
 }

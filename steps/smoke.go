@@ -30,6 +30,9 @@ type SmokeOptions struct {
 	Former func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error)
 	// As are variants, by the names of blocks, that are run in their places.
 	As map[string]*blueprints.Smoke
+	// InUse tells which passive ports of a service carry a client's transfer now: they are
+	// as good as proven. nil = nobody knows.
+	InUse func(context.Context, *blueprints.Service) ([]int, error)
 	// Settle is how long a failing block is tried again: NodePorts answer some
 	// seconds after their Service. What the server itself refuses is given up sooner. A
 	// port that vsftpd did not choose, while all else works, is waited for a minute and
@@ -147,7 +150,7 @@ func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *b
 		}
 	}
 	if s.Standby == nil {
-		r := prove(ctx, as, nil, vip.Address.String(), dial)
+		r := prove(ctx, as, nil, vip.Address.String(), dial, o.InUse)
 		if fault := (*ftp.Fault)(nil); errors.As(r.Err, &fault) && fault.Reply == "" {
 			r.Err = o.explain(ctx, vip, r.Err)
 		}
@@ -169,7 +172,7 @@ func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *b
 				s.Name, box.Name, s.Service.Name)})
 			continue
 		}
-		results = append(results, prove(ctx, as, box, own.String(), dial))
+		results = append(results, prove(ctx, as, box, own.String(), dial, o.InUse))
 	}
 	return results
 }
@@ -186,8 +189,12 @@ func (o *SmokeOptions) explain(ctx context.Context, vip *blueprints.VIP, err err
 	return fmt.Errorf("%w (lb %q holds vip %q)", err, holder.Name, vip.Name)
 }
 
-// prove runs a block against one address: the VIP, or a box's own.
-func prove(ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host string, dial ftp.DialFunc) SmokeResult {
+// prove runs a block against one address: the VIP, or a box's own. inUse is that of
+// SmokeOptions.
+func prove(
+	ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host string, dial ftp.DialFunc,
+	inUse func(context.Context, *blueprints.Service) ([]int, error),
+) SmokeResult {
 	service := s.Service
 	r := SmokeResult{Smoke: s, Box: box, Address: net.JoinHostPort(host, strconv.Itoa(service.ControlPort))}
 	p := ftp.Probe{
@@ -195,6 +202,9 @@ func prove(ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host s
 		PortFirst: service.PassiveFirst, PortLast: service.PassiveLast, EveryPort: s.EveryPort,
 		Upload: s.Upload, LongIdle: s.LongIdle, Dial: dial, Timeout: min(s.Timeout, ftp.DefaultTimeout),
 		TLS: clientTLS(service.TLS), OnlyTLS: service.TLS != nil && service.TLS.Required,
+	}
+	if inUse != nil {
+		p.InUse = func(ctx context.Context) ([]int, error) { return inUse(ctx, service) }
 	}
 	if service.VIP.Address.Is4() {
 		p.ExpectAddress = service.VIP.Address

@@ -468,7 +468,7 @@ func (l *Live) clusterOf(c *blueprints.Cluster) func(context.Context) (*kube.Cli
 // Smoke runs the smoke blocks, names only or all, each tried again for
 // o.Settle; see SmokeOptions. Holder, Down and DialFrom are provided.
 func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
-	o.Holder, o.Down = l.holder, l.down
+	o.Holder, o.Down, o.InUse = l.holder, l.down, l.inUse
 	o.DialFrom = l.dialFrom
 	return Smoke(ctx, l.topology, o)
 }

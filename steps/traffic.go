@@ -1,6 +1,8 @@
 package steps
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -39,6 +41,40 @@ func addressesOf(t *blueprints.Topology, b *blueprints.Box, s *blueprints.Servic
 		all = append(all, own)
 	}
 	return all
+}
+
+// inUse are the passive ports of a service over which a box has a data connection open.
+func (l *Live) inUse(ctx context.Context, s *blueprints.Service) ([]int, error) {
+	boxes := s.VIP.Group.Boxes
+	open := make([][]remote.Connection, len(boxes))
+	var looks []func(context.Context) error
+	for i, b := range boxes {
+		if l.down(b) {
+			continue
+		}
+		looks = append(looks, func(ctx context.Context) error {
+			h, err := l.host(ctx, b)
+			if err != nil {
+				return fmt.Errorf("enter lb %q: %w", b.Name, err)
+			}
+			t, err := h.Traffic(ctx, []remote.Ports{{First: s.PassiveFirst, Last: s.PassiveLast}}, 0)
+			if err == nil {
+				open[i] = t.Open
+			}
+			return err
+		})
+	}
+	err := together(ctx, looks)
+	var ports []int
+	for i, b := range boxes {
+		at := addressesOf(l.topology, b, s)
+		for _, c := range open[i] {
+			if slices.Contains(at, c.Local.Addr()) {
+				ports = append(ports, int(c.Local.Port()))
+			}
+		}
+	}
+	return ports, err
 }
 
 // carries is what was open through the box, by service, when f was seen; nothing

@@ -133,7 +133,7 @@ func table(s *blueprints.Service, cells []*steps.Cell) string {
 	}
 	for _, c := range cells {
 		if n := len(c.Ports.NotDrawn); c.Service == s && c.Err == nil && n > 0 {
-			fmt.Fprintf(&t, "\n  %s did not see %s: the server draws them at random, and beyond 32 ports this is a sample", c.Box.Name, ranges(c.Ports.NotDrawn))
+			fmt.Fprintf(&t, "\n  %s did not see %s: clients' transfers use them, or there are more than 32 and the server drew a sample", c.Box.Name, ranges(c.Ports.NotDrawn))
 		}
 	}
 	var lines strings.Builder

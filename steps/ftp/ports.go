@@ -28,6 +28,7 @@ type Ports struct {
 	// Patience is how long Run waits for a port that the server does not choose, because
 	// another session may hold it; 0 = three timeouts.
 	Patience time.Duration
+	InUse    InUse // nil = nobody knows
 }
 
 // PortsReport is what Ports saw. Every port of the range is in one of the three.
@@ -47,7 +48,7 @@ const sessionLosses = 3
 // Run draws ports until each was announced, or for as long as chance asks for and
 // other sessions may hold one. Up to 32 ports all are drawn, beyond that a sample.
 // The error is that of the control connection, or names a port that was never
-// chosen; the report has what was seen before.
+// chosen and that no client uses; the report has what was seen before.
 func (p Ports) Run(ctx context.Context) (PortsReport, error) {
 	p.Timeout = cmp.Or(p.Timeout, DefaultTimeout)
 	p.Patience = cmp.Or(p.Patience, 3*p.Timeout)
@@ -82,13 +83,24 @@ type ports struct {
 func (r *ports) run(ctx context.Context) error {
 	n := r.Last - r.First + 1
 	settled := time.Now() // when a port was last proven or given up
+	var asked time.Time   // when InUse was last asked
 	for made := 0; len(r.proven)+len(r.failed) < n; made++ {
 		if made >= draws(n) {
 			if n > completePorts {
 				return nil
 			}
-			if time.Since(settled) > r.Patience {
-				return fmt.Errorf("the server chose other ports in %d draws; not proven is %d: another session may hold it", made, r.open())
+			if made == draws(n) || time.Since(asked) > time.Second {
+				open := r.open()
+				used, err := r.InUse.all(ctx, open)
+				switch {
+				case used:
+					return nil
+				case time.Since(settled) > r.Patience && err != nil:
+					return fmt.Errorf("the server chose other ports in %d draws; not proven is %d: %w", made, open[0], err)
+				case time.Since(settled) > r.Patience:
+					return fmt.Errorf("the server chose other ports in %d draws; not proven is %d: another session may hold it", made, open[0])
+				}
+				asked = time.Now()
 			}
 			pause := time.NewTimer(50 * time.Millisecond)
 			select {
@@ -111,13 +123,15 @@ func (r *ports) run(ctx context.Context) error {
 
 func (r *ports) settled(port int) bool { return r.proven[port] || r.failed[port] != nil }
 
-// open is the first port that is not settled.
-func (r *ports) open() int {
-	port := r.First
-	for r.settled(port) {
-		port++
+// open are the ports that are not settled.
+func (r *ports) open() []int {
+	var open []int
+	for port := r.First; port <= r.Last; port++ {
+		if !r.settled(port) {
+			open = append(open, port)
+		}
 	}
-	return port
+	return open
 }
 
 // draw has the server choose a port, and tries it if it is a new one.

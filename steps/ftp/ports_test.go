@@ -115,3 +115,31 @@ func TestPortsSample(t *testing.T) {
 		t.Errorf("%d proven, %d not drawn, %v", len(r.OK), len(r.NotDrawn), err)
 	}
 }
+
+// TestPortsInUse holds that a port which a client's transfer keeps is no fault of the path.
+func TestPortsInUse(t *testing.T) {
+	s := ftptest.Start(t, 2)
+	client, err := ftp.Dial(t.Context(), ftp.Config{Address: local(s.Port)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.Login(t.Context(), ftptest.User, ftptest.Password); err != nil {
+		t.Fatal(err)
+	}
+	port, err := client.ExtendedPassive(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := portsOf(s, 2, local)
+	p.InUse = func(context.Context) ([]int, error) { return []int{port}, nil }
+	start := time.Now()
+	if r, err := p.Run(t.Context()); err != nil || len(r.OK) != 1 || !slices.Equal(r.NotDrawn, []int{port}) || time.Since(start) > time.Second {
+		t.Errorf("in use: %+v, %v after %s", r, err, time.Since(start))
+	}
+	p.InUse = func(context.Context) ([]int, error) { return nil, nil }
+	p.Patience = 100 * time.Millisecond
+	if _, err := p.Run(t.Context()); err == nil || !strings.Contains(err.Error(), strconv.Itoa(port)+": another session may hold it") {
+		t.Errorf("held by nobody that is known: %v", err)
+	}
+}

@@ -44,6 +44,7 @@ type Probe struct {
 	EveryPort     bool          // move data through each port: all up to 32, beyond that a sample
 	Upload        int64         // bytes; 0 = only list, for an account that cannot write
 	LongIdle      time.Duration // let one more upload take this long: the control channel is silent meanwhile
+	InUse         InUse         // nil = nobody knows
 	Dir           string        // where the file is put, "" = where the login leads
 
 	Dial    DialFunc      // nil = directly
@@ -54,7 +55,7 @@ type Probe struct {
 type Report struct {
 	Checks     []Check // in the order they were made; a failed one is the last, but for cleaning up
 	Ports      []int   // the data ports that moved data, ascending
-	NotDrawn   []int   // with EveryPort: the ports that the server never chose
+	NotDrawn   []int   // with EveryPort: the ports that the server never chose; up to 32 ports clients use them, or the probe failed
 	Transcript []string
 	// Certificate is what the server showed, good or not; nil where it showed none.
 	Certificate *x509.Certificate
@@ -95,6 +96,27 @@ func (f *Fault) Unwrap() error { return f.Err }
 // A session that broke off between PASV and its data connection keeps a port for
 // vsftpd's accept_timeout, a minute: only a port that stays away is one that is lost.
 var ErrNotDrawn = errors.New("the server did not choose a port")
+
+// InUse tells which data ports carry a transfer now: vsftpd keeps a port for as long as
+// its transfer lasts, and does not choose it for another. With an error it tells what it
+// found out nevertheless.
+type InUse func(context.Context) ([]int, error)
+
+// all tells whether each of these ports carries a transfer. Where that cannot be found
+// out none does, and the error says why.
+func (f InUse) all(ctx context.Context, ports []int) (bool, error) {
+	if f == nil {
+		return false, nil
+	}
+	busy, err := f(ctx)
+	switch {
+	case !slices.ContainsFunc(ports, func(p int) bool { return !slices.Contains(busy, p) }):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("whether a transfer uses it cannot be told: %w", err)
+	}
+	return false, nil
+}
 
 // ErrAnnounced says that the server sends its clients to an address or a port that
 // they do not have.
@@ -480,10 +502,18 @@ func (r *run) everyPort(ctx context.Context, c *Check, listed, name string) erro
 		}
 	}
 	c.Detail = fmt.Sprintf("%d of %d ports in %d draws", len(r.seen), n, made)
-	if n <= completePorts && len(r.seen) < n {
-		return fmt.Errorf("%w: %d, in %d draws", ErrNotDrawn, r.report.NotDrawn[0], made)
+	if n > completePorts || len(r.seen) == n {
+		return nil
 	}
-	return nil
+	used, err := r.InUse.all(ctx, r.report.NotDrawn)
+	switch {
+	case used:
+		c.Detail += fmt.Sprintf("; clients use %v", r.report.NotDrawn)
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %d, in %d draws (%w)", ErrNotDrawn, r.report.NotDrawn[0], made, err)
+	}
+	return fmt.Errorf("%w: %d, in %d draws", ErrNotDrawn, r.report.NotDrawn[0], made)
 }
 
 // longIdle uploads a few bytes at a time for as long as LongIdle.

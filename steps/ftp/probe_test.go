@@ -266,6 +266,37 @@ func TestBeyondThirtyTwoPortsIsASample(t *testing.T) {
 	}
 }
 
+// TestPortInUse holds that a port which a client's transfer keeps counts as used, and that
+// one which nobody uses is missed.
+func TestPortInUse(t *testing.T) {
+	s := newServer(t, 3)
+	s.breakIt(func(f *faults) { f.fewPorts = true })
+	p := s.probe()
+	p.Modes, p.EveryPort, p.Upload = []string{PASV}, true, 0
+	in := func(err error, ports ...int) InUse { return func(context.Context) ([]int, error) { return ports, err } }
+	unknown := errors.New("no way in")
+	for _, c := range []struct {
+		name string
+		use  InUse
+		want string // of the error; "" = none
+	}{
+		{"its own", in(nil, p.PortFirst, p.PortLast), ""},
+		{"its own, and a box is away", in(unknown, p.PortLast), ""},
+		{"another", in(nil, p.PortFirst), "draws"},
+		{"nobody knows", nil, "draws"},
+		{"a box is away", in(unknown), "cannot be told: no way in"},
+	} {
+		p.InUse = c.use
+		report, err := p.Run(t.Context())
+		if !reflect.DeepEqual(report.NotDrawn, []int{p.PortLast}) {
+			t.Errorf("%s: not drawn %v", c.name, report.NotDrawn)
+		}
+		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, ErrNotDrawn) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 func TestParsePassive(t *testing.T) {
 	for text, want := range map[string]string{
 		"Entering Passive Mode (203,0,113,15,82,108).": "203.0.113.15:21100",
