@@ -122,7 +122,7 @@ func (r *render) haproxy() text {
 		t.line("tcp-check connect")
 		t.line("tcp-check expect rstring ^(220|421)") // 421: alive, and full
 		t.line(`tcp-check send QUIT\r\n`)
-		t.line("default-server check inter 1s fall 2 rise 2")
+		t.line("default-server check inter 500ms fastinter 200ms downinter 200ms fall 2 rise 2")
 		ids := serverIDs(r.workers[s.Cluster])
 		for i, node := range r.workers[s.Cluster] {
 			t.line("server %s %s:%s id %d", of(node, workers), host(node), of(s.ControlNodePort, mine+".control.node_port"), ids[i])

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 )
@@ -26,8 +27,8 @@ func (r *render) keepalived() text {
 		t.head("vrrp_script check_%s {", v.Name, by(vipOf(v)))
 		t.line(`script "%s %s"`, CheckPath, v.Name)
 		t.line("interval 1")
-		t.line("timeout 2")
-		t.line("fall 2")
+		t.line("timeout 4") // longer than the script takes: three answers, and its pause
+		t.line("fall 1")    // the script asks twice itself
 		t.line("rise 2")
 		t.line("weight 0")
 		t.raw("}\n")
@@ -87,15 +88,52 @@ func (r *render) instance(t *text, v *blueprints.VIP) {
 }
 
 // check renders the script of the vrrp_script: is the box not drained, does HAProxy
-// answer, and does it say that the VIP named by the argument is served? bash opens
-// the connection itself, as neither curl nor a netcat is on a minimal Debian, RHEL or
-// Photon.
+// answer, and does it say that the VIP named by the argument is served? Where no node
+// serves it, the box is at fault only if another one greets clients: while the server's
+// pod is replaced none does, and the VIP stays. It asks twice, so that neither HAProxy's
+// own restart nor a node that the other box has found alive a moment sooner counts. bash
+// opens the connections itself, as neither curl nor a netcat is on a minimal Debian, RHEL
+// or Photon.
 func (r *render) check() []byte {
+	var others strings.Builder
+	for _, v := range r.vips {
+		var greet []string
+		for _, s := range r.servicesOf(v) {
+			for _, b := range r.group.Boxes {
+				if own, ok := Direct(r.topology, b, s); ok && b != r.box {
+					greet = append(greet, fmt.Sprintf("greets %s %d", own, s.ControlPort))
+				}
+			}
+		}
+		if len(greet) > 0 {
+			fmt.Fprintf(&others, "%s) %s ;;\n", v.Name, strings.Join(greet, " & ")+" &")
+		}
+	}
 	return fmt.Appendf(nil, `#!/bin/bash
 %sread -r until _ 2>/dev/null <%s && [ "$until" -gt "$(date +%%s)" ] && exit 1
-exec 3<>/dev/tcp/%s/%d || exit 1
-echo -e "GET /$1 HTTP/1.0\r\n\r" >&3
-read -r -t 1 -u 3 _ status _
-[ "$status" = 200 ]
-`, r.header(), DrainedPath, healthHost, healthPort)
+served() {
+	status=
+	exec 3<>/dev/tcp/%s/%d || return
+	echo -e "GET /$1 HTTP/1.0\r\n\r" >&3
+	read -r -t 1 -u 3 _ status _
+	exec 3>&-
+	[ "$status" = 200 ]
+}
+greets() {
+	timeout 1 bash -c 'exec 3<>/dev/tcp/$0/$1; read -r -u 3 said; echo -e "QUIT\r" >&3; [[ $said == 220* || $said == 421* ]]' "$@"
+}
+elsewhere() {
+	case $1 in
+	%s*) return ;;
+	esac
+	for job in $(jobs -p); do
+		wait "$job" && return
+	done
+	return 1
+} 2>/dev/null
+served "$1" && exit
+[ "$status" = 503 ] && ! elsewhere "$1" && exit 0
+sleep 0.4
+served "$1"
+`, r.header(), DrainedPath, healthHost, healthPort, strings.ReplaceAll(others.String(), "\n", "\n\t"))
 }

@@ -24,7 +24,7 @@ import (
 // TestServe runs the real HAProxy on the rendered file, with loopback addresses
 // for VIP, box and workers: ports are mapped, data follows control to the same
 // worker, the box's own address serves too, and the check script's verdict follows
-// the workers.
+// the workers of the box and, where it has none, whether the other box greets.
 func TestServe(t *testing.T) {
 	top := production()
 	g, s := top.Groups[0], top.Services[0]
@@ -34,7 +34,10 @@ func TestServe(t *testing.T) {
 	g.Boxes[0].NICs[0].Address = netip.MustParseAddr(own)
 	g.Boxes[0].NICs[1].Address = netip.MustParseAddr("127.0.4.11")
 	g.Boxes[0].NICs[2].Address = netip.MustParseAddr("127.0.5.11")
-	g.Boxes = g.Boxes[:1]
+	other := netip.MustParseAddr("127.0.3.12")
+	g.Boxes[1].NICs[0].Address = other
+	g.Boxes[1].NICs[1].Address = netip.MustParseAddr("127.0.4.12")
+	g.Boxes[1].NICs[2].Address = netip.MustParseAddr("127.0.5.12")
 	g.HAProxy.StatsPort, g.HAProxy.PeersPort = free[4], free[5]
 	s.ControlPort, s.ControlNodePort = free[0], free[6]
 	s.PassiveFirst, s.PassiveLast, s.NodePortFirst = free[1], free[2], free[1] // mapped by +0
@@ -92,7 +95,30 @@ func TestServe(t *testing.T) {
 		}
 	})
 
-	until(ctx, t, "the check to fail without workers", func() bool { return !check() && answers(vip, s.ControlPort) })
+	answered := func() string { return get(t, fmt.Sprintf("%s:%d", healthHost, free[3]), "/"+top.VIPs[0].Name) }
+	until(ctx, t, "HAProxy to say that there are no workers", func() bool {
+		return answers(vip, s.ControlPort) && strings.Contains(answered(), " 503 ")
+	})
+	if !check() {
+		t.Error("without workers the check fails although there is no other box")
+	}
+	away := worker(t, other, s.ControlPort)
+	if check() {
+		t.Error("without workers the check passes although the other box greets")
+	}
+	away()
+	mute, err := net.Listen("tcp", fmt.Sprintf("%s:%d", other, s.ControlPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if start := time.Now(); !check() || time.Since(start) > 3*time.Second {
+		t.Errorf("without workers, and another box that greets nobody, the check fails, or it took %s", time.Since(start))
+	}
+	mute.Close()
+	away = worker(t, other, mapped.ControlPort)
+	if check() {
+		t.Error("without workers the check passes although the other box greets for the second service")
+	}
 	var stop []func()
 	for _, w := range workers {
 		for _, port := range []int{free[6], free[1], free[2]} {
@@ -139,6 +165,8 @@ func TestServe(t *testing.T) {
 		f()
 	}
 	until(ctx, t, "the check to fail after the workers are gone", func() bool { return !check() })
+	away()
+	until(ctx, t, "the check to pass after the other box has none either", check)
 }
 
 // freePorts returns n ports that nothing uses, in a row, outside of the range from
