@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os/exec"
 	"path"
@@ -453,25 +452,16 @@ func onVsftpd(t *testing.T, script string) {
 
 // diagnosis is a diagnosis event.
 type diagnosis struct {
-	Type, ID, Confidence, Cause, Fix string
-	Evidence                         []string
-	Primary                          bool
+	ID, Confidence, Cause, Fix string
+	Evidence                   []string
+	Primary                    bool
 }
 
 // diagnosed are the verdicts of doctor.
 func diagnosed(t *testing.T, env []string, args ...string) ([]diagnosis, result) {
 	t.Helper()
 	r := onEnv(t, "jump", env, append([]string{ftpdeploy, "doctor", "--json"}, args...)...)
-	var found []diagnosis
-	for line := range strings.Lines(r.stdout) {
-		var d diagnosis
-		if err := json.Unmarshal([]byte(line), &d); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
-		if d.Type == "diagnosis" {
-			found = append(found, d)
-		}
-	}
+	found := eventsOf[diagnosis](t, r.stdout, "diagnosis")
 	if want := map[bool]int{true: 7, false: 0}[len(found) > 0]; r.code != want {
 		t.Errorf("doctor ends with %d, want %d: %s", r.code, want, r.stdout)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -176,21 +175,9 @@ func rolling(t *testing.T, deadline string, texts ...string) string {
 }
 
 // drains are the drain events of a run.
-func drains(t *testing.T, stdout string) (all []drainEvent) {
+func drains(t *testing.T, stdout string) []drainEvent {
 	t.Helper()
-	for line := range strings.Lines(stdout) {
-		var e struct {
-			Type string
-			drainEvent
-		}
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
-		if e.Type == "drain" {
-			all = append(all, e.drainEvent)
-		}
-	}
-	return all
+	return eventsOf[drainEvent](t, stdout, "drain")
 }
 
 type drainEvent struct {
@@ -330,35 +317,15 @@ func upgradeDrains(t *testing.T) {
 	has, other := holder(t)
 	before := masters(t)
 	h := hold(t, "203.0.113.50", "203.0.113.51")
-	c := exec.CommandContext(t.Context(), ftplab, "exec", "jump", "--", ftpdeploy, "apply", "--yes", "--json", "-f", file)
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var said strings.Builder
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	waited := false
-	for lines.Scan() {
-		said.WriteString(lines.Text() + "\n")
-		if !waited && strings.Contains(lines.Text(), "waiting for 2 sessions of 203.0.113.50, 203.0.113.51") {
-			waited = true
-			if now, _ := holder(t); now != has {
-				t.Errorf("the VIP is on %s while sessions are waited for", now)
-			}
-			if broken, by := h.end(t); broken > 0 {
-				t.Errorf("sessions broke: %v", by)
-			}
+	r := during(t, "waiting for 2 sessions of 203.0.113.50, 203.0.113.51", func(string) {
+		if now, _ := holder(t); now != has {
+			t.Errorf("the VIP is on %s while sessions are waited for", now)
 		}
-	}
-	if err := c.Wait(); err != nil || !waited {
-		t.Fatalf("apply: %v, waited %t\n%s", err, waited, tail(said.String()))
-	}
-	d := drains(t, said.String())
+		if broken, by := h.end(t); broken > 0 {
+			t.Errorf("sessions broke: %v", by)
+		}
+	}, "apply", "--yes", "-f", file).must(t)
+	d := drains(t, r.stdout)
 	if len(d) != 1 || d[0].Box != has || d[0].Cut != 0 || masters(t)-before != 1 {
 		t.Errorf("drains: %v, VIP moves %d", d, masters(t)-before)
 	}
@@ -373,7 +340,7 @@ func upgradeDrains(t *testing.T) {
 	}
 	deploy(t, "apply", "--yes").must(t) // a version that is not asked for any more is a generation of its own, and stays
 	planIsEmpty(t)
-	t.Logf("both boxes have HAProxy %s after %.1f s; %s waited %.1f s for 2 sessions; 0 cut, 1 VIP move", version, time.Since(start).Seconds(), has, float64(d[0].WaitedMS)/1000)
+	t.Logf("both boxes have HAProxy %s after %.1f s; %s waited %.1f s for 2 sessions; 0 cut, 1 VIP move", version, r.took.Seconds(), has, float64(d[0].WaitedMS)/1000)
 }
 
 // offerHAProxy gives both boxes a source with the mirror's HAProxy under a higher version.

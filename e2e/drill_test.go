@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -29,20 +28,13 @@ type drillResult struct {
 	Faults []string
 }
 
-func drillOf(t *testing.T, r result) (d drillResult) {
+func drillOf(t *testing.T, r result) drillResult {
 	t.Helper()
-	for line := range strings.Lines(r.stdout) {
-		if !strings.Contains(line, `"type":"drill"`) {
-			continue
-		}
-		if err := json.Unmarshal([]byte(line), &d); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
+	all := eventsOf[drillResult](t, r.stdout, "drill")
+	if len(all) != 1 || len(all[0].VIPs) != 1 {
+		t.Fatalf("not one result of a drill of one VIP:\n%s", r.stdout)
 	}
-	if len(d.VIPs) != 1 {
-		t.Fatalf("no result of a drill:\n%s", r.stdout)
-	}
-	return d
+	return all[0]
 }
 
 // drills holds what drill failover reports against a prober on the client, and the

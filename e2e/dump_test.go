@@ -18,15 +18,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
 // deleteNamespace deletes a namespace and waits until all of it is gone.
-func deleteNamespace(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func deleteNamespace(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	if err := c.CoreV1().Namespaces().Delete(ctx, args[0], metav1.DeleteOptions{}); err != nil {
 		return err
 	}
@@ -105,11 +102,7 @@ func dumpVCenter(ctx context.Context, _ []string) error {
 
 // dumpCluster prints every object of the cluster but the Secrets that are given as
 // NAMESPACE/NAME.
-func dumpCluster(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func dumpCluster(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
 		return err

@@ -39,17 +39,29 @@ func hand(act string, args []string) int {
 	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"vm-destroy": vmDestroy, "vm-memory": vmMemory, "vm-foreign": vmForeign, "vms": vms, "rules": rules,
-		"node-port": nodePort, "secret": setSecret, "secret-get": getSecret, "deploy-first": deployFirst, "service-foreign": foreignService, "service-delete": deleteService, "service-unmark": unmarkService, "lease-delete": deleteLease,
-		"taint": taint, "untaint": untaint,
-		"objects": objects, "pod-env": podEnv, "get-version": getVersion, "login": func(ctx context.Context, _ []string) error {
+		"vm-show": showVMs, "vm-extra": reconfigure(extraConfig), "rule-add": addRule, "rule-delete": deleteRule,
+		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
+		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),
+		"login": func(ctx context.Context, _ []string) error {
 			_, err := vcenter(ctx)
 			return err
 		},
-		"probe": probe, "crash": crash, "namespace-delete": deleteNamespace, "sessions-end": endSessions, "vcenter-dump": dumpVCenter, "cluster-dump": dumpCluster,
-		"sessions": sessions, "clients": loopClients, "knock": knock, "pod": podAddress, "stranger": stranger,
-		"api": api, "rule-add": addRule, "rule-delete": deleteRule, "vm-show": showVMs, "vm-extra": reconfigure(extraConfig),
-		"vm-rename": reconfigure(func(s *types.VirtualMachineConfigSpec, name string) { s.Name = name }),
-		"vm-notes":  reconfigure(func(s *types.VirtualMachineConfigSpec, text string) { s.Annotation = text }),
+		"sessions-end": endSessions, "vcenter-dump": dumpVCenter,
+		"taint": taint, "untaint": untaint, "get-version": getVersion,
+		"probe": probe, "crash": crash, "sessions": sessions, "clients": loopClients, "knock": knock, "stranger": stranger,
+	}
+	for name, do := range map[string]func(context.Context, *kubernetes.Clientset, []string) error{
+		"api": api, "objects": objects, "cluster-dump": dumpCluster, "namespace-delete": deleteNamespace, "lease-delete": deleteLease,
+		"deploy-first": deployFirst, "service-foreign": foreignService, "service-delete": deleteService, "service-unmark": unmarkService,
+		"node-port": nodePort, "secret": setSecret, "secret-get": getSecret, "pod": podAddress, "pod-env": podEnv,
+	} {
+		acts[name] = func(ctx context.Context, args []string) error {
+			c, err := cluster()
+			if err != nil {
+				return err
+			}
+			return do(ctx, c, args)
+		}
 	}
 	do, ok := acts[act]
 	if !ok {
@@ -252,11 +264,7 @@ func getVersion(context.Context, []string) error {
 var byEdit = metav1.PatchOptions{FieldManager: "kubectl-edit"}
 
 // nodePort changes the NodePort of the service port with the given number.
-func nodePort(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func nodePort(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	list, err := c.CoreV1().Services("ftp").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -275,11 +283,7 @@ func nodePort(ctx context.Context, args []string) error {
 }
 
 // setSecret changes a key of the only Secret of the namespace that has it.
-func setSecret(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func setSecret(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	list, err := c.CoreV1().Secrets("ftp").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -299,11 +303,7 @@ func setSecret(ctx context.Context, args []string) error {
 }
 
 // foreignService makes Service shop/checkout with the NodePort given.
-func foreignService(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func foreignService(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	port, err := strconv.ParseInt(args[0], 10, 32)
 	if err != nil {
 		return err
@@ -319,21 +319,13 @@ func foreignService(ctx context.Context, args []string) error {
 	return err
 }
 
-func deleteService(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func deleteService(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	return c.CoreV1().Services(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
 }
 
 // unmarkService makes a Service of the namespace anew, as it is but without any
 // mark: as somebody else would have made it.
-func unmarkService(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func unmarkService(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	s, err := c.CoreV1().Services("ftp").Get(ctx, args[0], metav1.GetOptions{})
 	if err != nil {
 		return err
@@ -346,11 +338,7 @@ func unmarkService(ctx context.Context, args []string) error {
 	return err
 }
 
-func deleteLease(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func deleteLease(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	return c.CoordinationV1().Leases(args[0]).Delete(ctx, args[1], metav1.DeleteOptions{})
 }
 
@@ -375,11 +363,7 @@ func setTaints(ctx context.Context, node string, taints []corev1.Taint) error {
 }
 
 // podEnv prints an environment variable of the FTP server's Deployment.
-func podEnv(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func podEnv(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	list, err := c.AppsV1().Deployments("ftp").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -395,11 +379,7 @@ func podEnv(ctx context.Context, args []string) error {
 }
 
 // podAddress prints the address of vsftpd's pod and its node.
-func podAddress(ctx context.Context, _ []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func podAddress(ctx context.Context, c *kubernetes.Clientset, _ []string) error {
 	list, err := c.CoreV1().Pods("ftp").List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})
 	if err != nil {
 		return err
@@ -411,11 +391,7 @@ func podAddress(ctx context.Context, _ []string) error {
 }
 
 // objects prints what of ours is in the cluster.
-func objects(ctx context.Context, _ []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func objects(ctx context.Context, c *kubernetes.Clientset, _ []string) error {
 	ours := metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=ftpdeploy"}
 	var found []string
 	add := func(kind string, meta metav1.ObjectMeta) {
@@ -476,11 +452,7 @@ func objects(ctx context.Context, _ []string) error {
 }
 
 // api is one request to the API server: METHOD PATH [PATCH or object]. It prints the answer.
-func api(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func api(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	r := c.CoreV1().RESTClient().Verb(args[0]).AbsPath(args[1])
 	if len(args) > 2 {
 		form := string(ktypes.StrategicMergePatchType)
@@ -584,11 +556,7 @@ func editRules(ctx context.Context, spec *types.ClusterRuleSpec) error {
 }
 
 // getSecret prints a key of the only Secret of the namespace that has it.
-func getSecret(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func getSecret(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	list, err := c.CoreV1().Secrets("ftp").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -604,11 +572,7 @@ func getSecret(ctx context.Context, args []string) error {
 
 // deployFirst deploys an FTP server without ftpdeploy, with the password given: in
 // namespace seed, for clients that come to 203.0.113.20.
-func deployFirst(ctx context.Context, args []string) error {
-	c, err := cluster()
-	if err != nil {
-		return err
-	}
+func deployFirst(ctx context.Context, c *kubernetes.Clientset, args []string) error {
 	meta := metav1.ObjectMeta{Name: "vsftpd", Namespace: "seed"}
 	labels := map[string]string{"app": "vsftpd"}
 	service := &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
@@ -638,6 +602,6 @@ func deployFirst(ctx context.Context, args []string) error {
 	if _, err := c.CoreV1().Services("seed").Create(ctx, service, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	_, err = c.AppsV1().Deployments("seed").Create(ctx, deployment, metav1.CreateOptions{})
+	_, err := c.AppsV1().Deployments("seed").Create(ctx, deployment, metav1.CreateOptions{})
 	return err
 }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -10,7 +9,6 @@ import (
 
 // kept is a generation as history --json tells of it.
 type kept struct {
-	Type    string
 	Number  int
 	Who     string
 	Command string
@@ -23,16 +21,7 @@ type kept struct {
 func generations(t *testing.T) []kept {
 	t.Helper()
 	shell(t, "jump", `find "$HOME" -mindepth 1 -delete`)
-	var all []kept
-	for line := range strings.Lines(deploy(t, "history", "--json").must(t).stdout) {
-		var k kept
-		if err := json.Unmarshal([]byte(line), &k); err != nil {
-			t.Fatal(err)
-		}
-		if k.Type == "generation" {
-			all = append(all, k)
-		}
-	}
+	all := eventsOf[kept](t, deploy(t, "history", "--json").must(t).stdout, "generation")
 	for i, k := range all {
 		if k.Current != (i == len(all)-1) || i > 0 && k.Number != all[i-1].Number+1 {
 			t.Errorf("generation %d of %d: %+v", i, len(all), k)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -313,22 +312,14 @@ func drift(t *testing.T) {
 func driftSays(t *testing.T, target, who string) {
 	t.Helper()
 	r := deploy(t, "drift", "--detailed-exitcode", "--json").exits(t, 2)
-	n := 0
-	for line := range strings.Lines(r.stdout) {
-		var e struct {
-			Type, Target, Path, Was, Now string
-			By                           struct {
-				Who, How string
-				When     time.Time
-			}
+	all := eventsOf[struct {
+		Target, Path, Was, Now string
+		By                     struct {
+			Who, How string
+			When     time.Time
 		}
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
-		if e.Type != "drift" {
-			continue
-		}
-		n++
+	}](t, r.stdout, "drift")
+	for _, e := range all {
 		if !strings.Contains(strings.ToLower(e.Target), strings.ToLower(target)) {
 			t.Errorf("drift names %+v too", e)
 		}
@@ -340,7 +331,7 @@ func driftSays(t *testing.T, target, who string) {
 		}
 		t.Logf("drift: %s %s was %.20q, is %.20q, by %+v", e.Target, e.Path, e.Was, e.Now, e.By)
 	}
-	if n == 0 {
+	if len(all) == 0 {
 		t.Errorf("drift names nothing:\n%s", r.stdout)
 	}
 }

@@ -244,6 +244,27 @@ func events(t *testing.T, stdout string) []jsonEvent {
 	return all
 }
 
+// eventsOf are the events of one type in what a command said; "" = of all types.
+func eventsOf[T any](t *testing.T, stdout, kind string) []T {
+	t.Helper()
+	var all []T
+	for line := range strings.Lines(stdout) {
+		var head struct{ Type string }
+		var e T
+		if err := json.Unmarshal([]byte(line), &head); err != nil {
+			t.Fatalf("not an event: %v: %s", err, line)
+		}
+		if kind != "" && head.Type != kind {
+			continue
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("not a %s event: %v: %s", head.Type, err, line)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
 // within polls until ok says yes.
 func within(t *testing.T, bound time.Duration, what string, ok func() bool) {
 	t.Helper()

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -63,19 +62,7 @@ type cell struct {
 func matrix(t *testing.T, code int) []cell {
 	t.Helper()
 	r := deploy(t, "verify", "--matrix", "--json").exits(t, code)
-	var cells []cell
-	for line := range strings.Lines(r.stdout) {
-		var e struct {
-			Type string
-			cell
-		}
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
-		if e.Type == "matrix.cell" {
-			cells = append(cells, e.cell)
-		}
-	}
+	cells := eventsOf[cell](t, r.stdout, "matrix.cell")
 	if len(cells) != 6 {
 		t.Fatalf("%d cells, want 6", len(cells))
 	}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"strings"
@@ -13,11 +12,7 @@ import (
 func statusEvents(t *testing.T, r result) map[string]statusEvent {
 	t.Helper()
 	all := map[string]statusEvent{}
-	for line := range strings.Lines(r.stdout) {
-		var e statusEvent
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("not an event: %v: %s", err, line)
-		}
+	for _, e := range eventsOf[statusEvent](t, r.stdout, "") {
 		all[strings.TrimSpace(e.Type+" "+e.VIP+e.Box+e.Cluster+e.Service+e.What)] = e
 	}
 	return all

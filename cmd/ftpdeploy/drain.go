@@ -57,26 +57,38 @@ func (a *app) operation(use, short, long, example, question string, list func(*s
 		Annotations: map[string]string{"events": "yes", "changes": "yes"},
 		Args:        cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.list = func(live *steps.Live, _ context.Context, _ plan.Goal) ([]plan.Step, error) {
+			return a.operate(cmd.Context(), wait, yes, question, func(_ context.Context, live *steps.Live) ([]plan.Step, error) {
 				return list(live, args[0])
-			}
-			d, err := a.open(choices{})
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			d.guard.max = -1
-			l := d.newLock(wait)
-			defer l.release()
-			_, err = d.reach(cmd.Context(), l, false, func(ctx context.Context) (*plan.Plan, error) {
-				return d.ask(ctx, plan.Present, yes, question)
-			})
-			return err
+			}, nil)
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	lockFlag(c, &wait)
 	return c
+}
+
+// operate opens what list gives, shows and asks, and does it under the lock; then is
+// called when all is done, nil = not.
+func (a *app) operate(
+	ctx context.Context, wait time.Duration, yes bool, question string,
+	list func(context.Context, *steps.Live) ([]plan.Step, error), then func(*deployment) error,
+) error {
+	a.list = func(live *steps.Live, ctx context.Context, _ plan.Goal) ([]plan.Step, error) { return list(ctx, live) }
+	d, err := a.open(choices{})
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	d.guard.max = -1
+	l := d.newLock(wait)
+	defer l.release()
+	_, err = d.reach(ctx, l, false, func(ctx context.Context) (*plan.Plan, error) {
+		return d.ask(ctx, plan.Present, yes, question)
+	})
+	if err != nil || then == nil {
+		return err
+	}
+	return then(d)
 }
 
 // sayDrained tells of the boxes that have given their VIPs away.

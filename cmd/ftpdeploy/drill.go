@@ -41,24 +41,9 @@ Exit code 7: it showed a fault.`,
 		Args:        cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			drill := &steps.Drill{Hard: hard, Who: fmt.Sprintf("drill of %s@%s", a.user, a.host), Stop: a.stop}
-			a.list = func(live *steps.Live, ctx context.Context, _ plan.Goal) ([]plan.Step, error) {
+			return a.operate(cmd.Context(), wait, yes, "Drill it?", func(ctx context.Context, live *steps.Live) ([]plan.Step, error) {
 				return live.Drill(ctx, drill, strings.Join(args, ""))
-			}
-			d, err := a.open(choices{})
-			if err != nil {
-				return err
-			}
-			defer d.close()
-			d.guard.max = -1
-			l := d.newLock(wait)
-			defer l.release()
-			_, err = d.reach(cmd.Context(), l, false, func(ctx context.Context) (*plan.Plan, error) {
-				return d.ask(ctx, plan.Present, yes, "Drill it?")
-			})
-			if err != nil {
-				return err
-			}
-			return d.drilled(drill)
+			}, func(d *deployment) error { return d.drilled(drill) })
 		},
 	}
 	c.Flags().BoolVar(&hard, "hard", false, "the box fails from one moment to the next, instead of giving the VIP away")

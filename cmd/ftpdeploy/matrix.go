@@ -9,6 +9,7 @@ import (
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/steps"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp"
 )
 
 // matrixCell is what one box found of one worker.
@@ -133,7 +134,7 @@ func table(s *blueprints.Service, cells []*steps.Cell) string {
 	}
 	for _, c := range cells {
 		if n := len(c.Ports.NotDrawn); c.Service == s && c.Err == nil && n > 0 {
-			fmt.Fprintf(&t, "\n  %s did not see %s: clients' transfers use them, or there are more than 32 and the server drew a sample", c.Box.Name, ranges(c.Ports.NotDrawn))
+			fmt.Fprintf(&t, "\n  %s did not see %s: clients' transfers use them, or there are more than 32 and the server drew a sample", c.Box.Name, ftp.Ranges(c.Ports.NotDrawn))
 		}
 	}
 	var lines strings.Builder
@@ -170,22 +171,4 @@ func faults(cells []*steps.Cell) []string {
 		lines = append(lines, strings.Join(where[what], ", ")+"  "+what)
 	}
 	return lines
-}
-
-// ranges writes ascending numbers as "1-3, 7".
-func ranges(numbers []int) string {
-	var parts []string
-	for i := 0; i < len(numbers); {
-		j := i
-		for j+1 < len(numbers) && numbers[j+1] == numbers[j]+1 {
-			j++
-		}
-		part := fmt.Sprint(numbers[i])
-		if j > i {
-			part += fmt.Sprintf("-%d", numbers[j])
-		}
-		parts = append(parts, part)
-		i = j + 1
-	}
-	return strings.Join(parts, ", ")
 }

@@ -68,7 +68,7 @@ haproxy-a -> 198.51.100.22, haproxy-b -> 198.51.100.22  ftp_service "vsftpd": co
 }
 
 func TestRanges(t *testing.T) {
-	if got := ranges([]int{1, 2, 3, 7, 9, 10}); got != "1-3, 7, 9-10" {
+	if got := ftp.Ranges([]int{1, 2, 3, 7, 9, 10}); got != "1-3, 7, 9-10" {
 		t.Error(got)
 	}
 }

@@ -402,12 +402,12 @@ func (d *diagnosis) entrances() {
 			continue
 		}
 		if len(silent) > 0 {
-			d.blocked(b, spans(silent), breaks, silent)
+			d.blocked(b, ftp.Ranges(silent), breaks, silent)
 		}
 		if len(refused) > 0 {
 			d.say(Verdict{
-				ID: "range-narrow", Confidence: Likely, breaks: breaks, Text: fmt.Sprintf("%s refuses passive port %s: HAProxy does not listen there", b.Name, spans(refused)),
-				Evidence: []string{fmt.Sprintf("here -> %s: %s refused, %s ok", b.Name, spans(refused), spans(b.OwnPorts.OK))},
+				ID: "range-narrow", Confidence: Likely, breaks: breaks, Text: fmt.Sprintf("%s refuses passive port %s: HAProxy does not listen there", b.Name, ftp.Ranges(refused)),
+				Evidence: []string{fmt.Sprintf("here -> %s: %s refused, %s ok", b.Name, ftp.Ranges(refused), ftp.Ranges(b.OwnPorts.OK))},
 				Fix:      "ftpdeploy apply",
 			}, "box "+b.Name, "data")
 		}
@@ -416,7 +416,7 @@ func (d *diagnosis) entrances() {
 
 // portsExplained tells whether a worker's closed ports are why these fail.
 func (d *diagnosis) portsExplained(ports []int) bool {
-	return len(ports) > 0 && d.explained["ports "+spans(ports)]
+	return len(ports) > 0 && d.explained["ports "+ftp.Ranges(ports)]
 }
 
 // blocked says that packets from here to a port of a box get lost.
@@ -427,11 +427,11 @@ func (d *diagnosis) blocked(b *Box, ports string, breaks bool, passive []int) {
 		Fix:      fmt.Sprintf("On %s: nft list ruleset; iptables-save. Then the firewalls between clients and the box", b.Name),
 	}
 	if len(b.OwnPorts.OK) > 0 {
-		v.Evidence = append(v.Evidence, fmt.Sprintf("here -> %s: %s ok", b.Name, spans(b.OwnPorts.OK)))
+		v.Evidence = append(v.Evidence, fmt.Sprintf("here -> %s: %s ok", b.Name, ftp.Ranges(b.OwnPorts.OK)))
 	}
 	for i := range d.Boxes {
 		if o := &d.Boxes[i]; o != b && o.serves() {
-			v.Evidence = append(v.Evidence, fmt.Sprintf("here -> %s: %d, %s ok", o.Name, d.Control, spans(o.OwnPorts.OK)))
+			v.Evidence = append(v.Evidence, fmt.Sprintf("here -> %s: %d, %s ok", o.Name, d.Control, ftp.Ranges(o.OwnPorts.OK)))
 		}
 	}
 	if len(b.Filters) > 0 {

@@ -473,7 +473,7 @@ func (d *diagnosis) deadPorts(workers []string, cells map[string][]Cell) {
 			}
 		}
 		v := Verdict{ID: "node-port-closed", Confidence: Likely, Evidence: evidence}
-		ported := fmt.Sprintf("passive port %s (NodePort %s)", spans(ports), spans(d.nodePorts(ports)))
+		ported := fmt.Sprintf("passive port %s (NodePort %s)", ftp.Ranges(ports), ftp.Ranges(d.nodePorts(ports)))
 		denied := outcomes[ftp.Denied] > 0
 		switch {
 		case denied:
@@ -488,12 +488,12 @@ func (d *diagnosis) deadPorts(workers []string, cells map[string][]Cell) {
 			boxes := len(d.boxesTo(at[0].Worker))
 			v.Confidence, v.breaks = sure(boxes > 1 && boxes == count[at[0].Worker] && len(d.Cells) > boxes), true
 			v.Text = fmt.Sprintf("%s is closed on worker %s: no box gets through there, and other workers let it through", ported, at[0].Worker)
-			v.Fix = fmt.Sprintf("Look for a packet filter, or a missing rule of kube-proxy, on worker %s for %s/tcp", at[0].Worker, spans(d.nodePorts(ports)))
+			v.Fix = fmt.Sprintf("Look for a packet filter, or a missing rule of kube-proxy, on worker %s for %s/tcp", at[0].Worker, ftp.Ranges(d.nodePorts(ports)))
 		default:
 			v.ID, v.Text, v.breaks = "path-closed", ported+" is closed on the way "+k, true
 			v.Fix = "Look for a packet filter on that way"
 		}
-		d.say(v, "ports "+spans(ports), "data")
+		d.say(v, "ports "+ftp.Ranges(ports), "data")
 	}
 }
 
@@ -520,24 +520,6 @@ func (d *diagnosis) nodePorts(ports []int) []int {
 		all = append(all, d.nodePort(p))
 	}
 	return all
-}
-
-// spans writes ascending numbers as "1-3, 7".
-func spans(numbers []int) string {
-	var parts []string
-	for i := 0; i < len(numbers); {
-		j := i
-		for j+1 < len(numbers) && numbers[j+1] == numbers[j]+1 {
-			j++
-		}
-		part := fmt.Sprint(numbers[i])
-		if j > i {
-			part += fmt.Sprintf("-%d", numbers[j])
-		}
-		parts = append(parts, part)
-		i = j + 1
-	}
-	return strings.Join(parts, ", ")
 }
 
 // slow tells whether the server takes long to greet, also without HAProxy.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -216,4 +217,22 @@ func (r *ports) list(ctx context.Context, port int) (alive bool, err error) {
 	_, err = r.client.List(ctx, data, r.listed)
 	var reply *Reply
 	return err == nil || errors.As(err, &reply), err
+}
+
+// Ranges writes ascending numbers as "1-3, 7".
+func Ranges(numbers []int) string {
+	var parts []string
+	for i := 0; i < len(numbers); {
+		j := i
+		for j+1 < len(numbers) && numbers[j+1] == numbers[j]+1 {
+			j++
+		}
+		part := fmt.Sprint(numbers[i])
+		if j > i {
+			part += fmt.Sprintf("-%d", numbers[j])
+		}
+		parts = append(parts, part)
+		i = j + 1
+	}
+	return strings.Join(parts, ", ")
 }
