@@ -94,6 +94,28 @@ func ftps(t *testing.T) {
 		t.Errorf("a client in clear text is let in, or not told why not: %d\n%s", r.code, r.stdout)
 	}
 
+	// Somebody puts a certificate that has run out into the Secret, and a pod starts with it.
+	certificate, key, err := ca.Issue(pki.Subject{CommonName: "expired", Addresses: address, Life: -time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	byHand(t, "secret", "tls.crt", string(certificate))
+	byHand(t, "secret", "tls.key", string(key))
+	restarted := func(what string, ok func(serial string) bool) {
+		t.Helper()
+		byHand(t, "api", "DELETE", "/api/v1/namespaces/ftp/pods")
+		within(t, time.Minute, what, func() bool { return ok(shown(t)) })
+	}
+	restarted("the server shows another certificate", func(serial string) bool { return serial != "" && serial != first })
+	verdicts, r := diagnosed(t, nil, "-f", file)
+	if len(verdicts) == 0 || verdicts[0].ID != "tls" || !strings.Contains(verdicts[0].Cause, "expired") {
+		t.Errorf("doctor says of a certificate that has run out: %+v", verdicts)
+	} else {
+		t.Logf("a certificate that has run out: %.1f s: %s", r.took.Seconds(), verdicts[0].Cause)
+	}
+	with(file, "apply", "--yes", "--no-verify").must(t).says(t, "Secret ftp/vsftpd-tls")
+	restarted("the server shows the certificate of before", func(serial string) bool { return serial == first })
+
 	// One edit, the file of the certificate, and one apply. The clients hold ports, for
 	// which the smoke tests would wait.
 	busy := block("", `  modes  = ["pasv", "epsv"]`, "  every_port = false", `  modes  = ["epsv"]`, "  every_port = false\n  modes = [\"epsv\"]")
@@ -174,6 +196,12 @@ func served(t *testing.T, ca, option string) string {
 	t.Helper()
 	return shell(t, "client", `openssl s_client -connect `+vip+`:21 -starttls ftp -CAfile `+ca+` -verify_return_error -verify_ip `+vip+` `+option+
 		` </dev/null 2>/dev/null | openssl x509 -noout -serial 2>/dev/null || :`)
+}
+
+// shown is the serial number of the certificate that the VIP shows, good or not.
+func shown(t *testing.T) string {
+	t.Helper()
+	return shell(t, "client", `openssl s_client -connect `+vip+`:21 -starttls ftp </dev/null 2>/dev/null | openssl x509 -noout -serial 2>/dev/null || :`)
 }
 
 // stranger is an act on the client: it lists by TLS over a data connection that does
