@@ -152,8 +152,6 @@ var illnesses = []illness{
 			lab(t, "fault", "undrop-vrrp", boxA)
 			lab(t, "fault", "undrop-vrrp", boxB)
 			holder(t)
-			// The box that goes on holding it has nothing new to announce until the next garp_refresh.
-			shell(t, "jump", "ip neigh flush to "+vip)
 		},
 	},
 	{

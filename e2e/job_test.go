@@ -49,6 +49,7 @@ func TestMainJob(t *testing.T) {
 		{"drills are as the prober sees them", drills},
 		{"drills are refused, or end by themselves", drillsRefused},
 		{"a stun moves nothing, and a box without nodes loses the VIP", stunAndCutOff},
+		{"of two masters one stays, and is found", mastersMeetAgain},
 		{"an upgrade drains", upgradeDrains},
 		{"reboots drain", rebootsDrain},
 		{"edits between plan and apply are not overwritten", foreignEdits},

@@ -50,6 +50,9 @@ func (r *render) instance(t *text, v *blueprints.VIP) {
 	t.line("virtual_router_id %s", of(v.VirtualRouter, at+"virtual_router"))
 	t.line("priority %s", of(r.box.Priority, "lb."+r.box.Name+".priority"))
 	t.line("advert_int %s", of(strconv.FormatFloat(v.AdvertInterval.Seconds(), 'f', -1, 64), at+"advert_interval"))
+	// Of two masters that hear each other again the one that stays must repeat its
+	// gratuitous ARP, which it does at an advert of the one that goes.
+	t.line("higher_prio_send_advert true")
 	t.line("garp_master_refresh %s", of(fmt.Sprintf("%.0f", v.GARPRefresh.Seconds()), at+"garp_refresh"))
 	if v.Transport == "unicast" && len(r.group.Boxes) > 1 {
 		t.line("unicast_src_ip %s", of(nic.Address, nicOf(r.box, nic)+".address"), by(at+"transport"))
