@@ -227,7 +227,7 @@ func (k *kubernetes) present(ctx context.Context, c *kube.Client) ([]plan.Change
 		return nil, fmt.Errorf("namespace %q is not there: make it, or let ftpdeploy do it with create_namespace = true", k.service.Namespace)
 	case fresh && k.firstInNamespace() != k.service:
 		from = plan.Unseen // made by another step
-	case m.namespace != nil && (fresh || k.mine(namespace)):
+	case m.namespace != nil && k.firstInNamespace() == k.service && (fresh || k.mine(namespace)):
 		change, err := k.keep(ctx, c, m, m.namespace, namespace)
 		if err != nil {
 			return nil, err

@@ -595,6 +595,14 @@ func testTwoServices(t *testing.T, c *cluster) {
 		t.Fatalf("%+v, %v", changes, err)
 	}
 	f.apply(plan.Present, steps...)
+	f.edit(kube.Ref{Kind: "Namespace", Name: f.service.Namespace}, `{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"restricted"}}}`)
+	for i, want := range []string{"~ Namespace NS", ""} {
+		changes, err := steps[i].Plan(t.Context(), plan.Present)
+		if got := strings.Join(f.signs(changes), " "); err != nil || got != want {
+			t.Errorf("%s: the namespace that both share was changed: %q, %v; want %q", steps[i].Name(), got, err, want)
+		}
+	}
+	f.apply(plan.Present, steps...)
 
 	stranger := newFixture(t, c)
 	stranger.deploy.ID, stranger.service.Name, stranger.service.Namespace = "theirs", "theirs", f.service.Namespace
