@@ -33,6 +33,11 @@ every worker, by listings that change nothing.`,
 				return err
 			}
 			return a.reading(cmd.Context(), wishes, func(ctx context.Context, d *deployment) error {
+				for _, name := range names {
+					if !slices.ContainsFunc(d.topology.Smokes, func(s *blueprints.Smoke) bool { return s.Name == name }) {
+						return &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
+					}
+				}
 				for _, line := range d.live.LeftOut() {
 					d.emit(event{level: "warn", msg: line, data: note{}})
 				}
@@ -62,11 +67,6 @@ every worker, by listings that change nothing.`,
 func (d *deployment) verify(ctx context.Context, names []string, settle time.Duration) ([]steps.SmokeResult, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()
-	for _, name := range names {
-		if !slices.ContainsFunc(d.topology.Smokes, func(s *blueprints.Smoke) bool { return s.Name == name }) {
-			return nil, &exitError{64, fmt.Errorf("--name %s: the blueprint has no smoke block of that name", name)}
-		}
-	}
 	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, Settle: settle, Report: d.notYet()})
 	for _, r := range results {
 		d.proof(r)
