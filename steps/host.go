@@ -84,6 +84,7 @@ type hostStep struct {
 	// former gives a smoke block as it fits what is deployed, nil where that is no
 	// other one; nil where nobody can tell.
 	former func(context.Context, *blueprints.Smoke) (*blueprints.Smoke, error)
+	left   *litter // of its proofs
 	// worked is what the box carried before the run acted; nil where nobody has looked.
 	worked *trial
 	// reverted is what was put back; nil where nothing was.

@@ -318,7 +318,7 @@ func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.
 		once.EveryPort = false
 		as = &once
 	}
-	r := prove(ctx, as, s.box, own.String(), dial, nil)
+	r := prove(ctx, as, s.box, own.String(), way{dial: dial, left: s.left})
 	t.note(r, when)
 	if errors.Is(r.Err, ftp.ErrNotDrawn) {
 		return nil // what was drawn works, and a client or a cut session holds the rest: the smoke tests at the end see to it
@@ -330,7 +330,7 @@ func (s *hostStep) prove(ctx context.Context, h *remote.Host, smoke *blueprints.
 	if err != nil || former == nil {
 		return r.Err
 	}
-	r = prove(ctx, former, s.box, own.String(), dial, nil)
+	r = prove(ctx, former, s.box, own.String(), way{dial: dial, left: s.left})
 	t.note(r, when)
 	if r.Err == nil {
 		t.as[smoke.Service.Name] = former
@@ -376,7 +376,7 @@ func (l *hostLook) proveDeployed(ctx context.Context, h *remote.Host, smoke *blu
 	service.PassiveLast = min(service.PassiveLast, smoke.Service.PassiveLast)
 	former.Service, former.EveryPort = &service, false
 	own, _ := proxy.Direct(l.topology, l.box, smoke.Service)
-	r := prove(ctx, former, l.box, own.String(), l.dialFrom(h), nil)
+	r := prove(ctx, former, l.box, own.String(), way{dial: l.dialFrom(h), left: l.left})
 	t.note(r, afterChange)
 	if errors.Is(r.Err, ftp.ErrAnnounced) {
 		return nil

@@ -116,7 +116,7 @@ func (s *servingHost) must(t *testing.T) string {
 
 // works tells whether the box serves at its own address.
 func (s *servingHost) works(t *testing.T) error {
-	return prove(t.Context(), s.topology.Smokes[0], s.box, "127.0.8.11", nil, nil).Err
+	return prove(t.Context(), s.topology.Smokes[0], s.box, "127.0.8.11", way{}).Err
 }
 
 // TestRolledBack breaks a box that works in ways that no check of a file sees.

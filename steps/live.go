@@ -59,6 +59,7 @@ type Live struct {
 	past  *Generation // that is gone back to; nil = the blueprint holds
 
 	doomed map[*blueprints.Box]string // by box: the VM that goes, to be made anew
+	left   litter
 
 	mu       sync.Mutex
 	observed []Observation

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
@@ -40,6 +41,8 @@ type SmokeOptions struct {
 	Settle time.Duration
 	// Report is told what is being waited for; nil = nobody is.
 	Report func(string)
+
+	left *litter
 }
 
 // SmokeResult is the outcome of one block against one address.
@@ -73,6 +76,9 @@ const (
 func Smoke(ctx context.Context, t *blueprints.Topology, o SmokeOptions) ([]SmokeResult, error) {
 	if o.Report == nil {
 		o.Report = func(string) {}
+	}
+	if o.left == nil {
+		o.left = &litter{}
 	}
 	var results []SmokeResult
 	var errs []error
@@ -150,7 +156,7 @@ func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *b
 		}
 	}
 	if s.Standby == nil {
-		r := prove(ctx, as, nil, vip.Address.String(), dial, o.InUse)
+		r := prove(ctx, as, nil, vip.Address.String(), way{dial, o.InUse, o.left})
 		if fault := (*ftp.Fault)(nil); errors.As(r.Err, &fault) && fault.Reply == "" {
 			r.Err = o.explain(ctx, vip, r.Err)
 		}
@@ -172,7 +178,7 @@ func (o *SmokeOptions) run(ctx context.Context, t *blueprints.Topology, s, as *b
 				s.Name, box.Name, s.Service.Name)})
 			continue
 		}
-		results = append(results, prove(ctx, as, box, own.String(), dial, o.InUse))
+		results = append(results, prove(ctx, as, box, own.String(), way{dial, o.InUse, o.left}))
 	}
 	return results
 }
@@ -189,22 +195,56 @@ func (o *SmokeOptions) explain(ctx context.Context, vip *blueprints.VIP, err err
 	return fmt.Errorf("%w (lb %q holds vip %q)", err, holder.Name, vip.Name)
 }
 
-// prove runs a block against one address: the VIP, or a box's own. inUse is that of
-// SmokeOptions.
-func prove(
-	ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host string, dial ftp.DialFunc,
-	inUse func(context.Context, *blueprints.Service) ([]int, error),
-) SmokeResult {
+// way is how a service is proven.
+type way struct {
+	dial  ftp.DialFunc                                              // nil = directly
+	inUse func(context.Context, *blueprints.Service) ([]int, error) // as in SmokeOptions
+	left  *litter                                                   // nil = what is left stays
+}
+
+// litter is what proofs could not remove from servers: the next one may.
+type litter struct {
+	mu    sync.Mutex
+	files map[string][]string // by the service, and the user in whose home they are
+}
+
+func (l *litter) take(s *blueprints.Smoke) []string {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := s.Service.Name + "/" + s.User.Name
+	files := l.files[key]
+	delete(l.files, key)
+	return files
+}
+
+func (l *litter) put(s *blueprints.Smoke, files []string) {
+	if l == nil || len(files) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.files == nil {
+		l.files = map[string][]string{}
+	}
+	key := s.Service.Name + "/" + s.User.Name
+	l.files[key] = append(l.files[key], files...)
+}
+
+// prove runs a block against one address: the VIP, or a box's own.
+func prove(ctx context.Context, s *blueprints.Smoke, box *blueprints.Box, host string, by way) SmokeResult {
 	service := s.Service
 	r := SmokeResult{Smoke: s, Box: box, Address: net.JoinHostPort(host, strconv.Itoa(service.ControlPort))}
 	p := ftp.Probe{
 		Address: r.Address, User: s.User.Name, Password: s.User.Password.Reveal(), Modes: s.Modes,
 		PortFirst: service.PassiveFirst, PortLast: service.PassiveLast, EveryPort: s.EveryPort,
-		Upload: s.Upload, LongIdle: s.LongIdle, Dial: dial, Timeout: min(s.Timeout, ftp.DefaultTimeout),
+		Upload: s.Upload, LongIdle: s.LongIdle, Dial: by.dial, Remove: by.left.take(s), Timeout: min(s.Timeout, ftp.DefaultTimeout),
 		TLS: clientTLS(service.TLS), OnlyTLS: service.TLS != nil && service.TLS.Required,
 	}
-	if inUse != nil {
-		p.InUse = func(ctx context.Context) ([]int, error) { return inUse(ctx, service) }
+	if by.inUse != nil {
+		p.InUse = func(ctx context.Context) ([]int, error) { return by.inUse(ctx, service) }
 	}
 	if service.VIP.Address.Is4() {
 		p.ExpectAddress = service.VIP.Address
@@ -221,6 +261,7 @@ func prove(
 	start := time.Now()
 	var err error
 	r.Report, err = p.Run(ctx)
+	by.left.put(s, r.Report.Left)
 	r.Took = time.Since(start)
 	if err != nil {
 		r.Err = fmt.Errorf("smoke %q at %s%s: %w", s.Name, r.Address, onBox(box), err)

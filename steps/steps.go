@@ -107,7 +107,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 	}
 	l.steps = seen.hosts
 	for _, h := range seen.hosts {
-		h.keep, h.cluster, h.former, h.past = l.options.Keep, l.clusterStep, l.former, l.past
+		h.keep, h.cluster, h.former, h.past, h.left = l.options.Keep, l.clusterStep, l.former, l.past, &l.left
 		list = append(list, h)
 	}
 	widened, err := l.widened(ctx, seen.hosts)
@@ -468,7 +468,7 @@ func (l *Live) clusterOf(c *blueprints.Cluster) func(context.Context) (*kube.Cli
 // Smoke runs the smoke blocks, names only or all, each tried again for
 // o.Settle; see SmokeOptions. Holder, Down and DialFrom are provided.
 func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error) {
-	o.Holder, o.Down, o.InUse = l.holder, l.down, l.inUse
+	o.Holder, o.Down, o.InUse, o.left = l.holder, l.down, l.inUse, &l.left
 	o.DialFrom = l.dialFrom
 	return Smoke(ctx, l.topology, o)
 }

@@ -46,6 +46,7 @@ type Probe struct {
 	LongIdle      time.Duration // let one more upload take this long: the control channel is silent meanwhile
 	InUse         InUse         // nil = nobody knows
 	Dir           string        // where the file is put, "" = where the login leads
+	Remove        []string      // what other probes left, to be removed where that can be done
 
 	Dial    DialFunc      // nil = directly
 	Timeout time.Duration // for each step of a session; 0 = DefaultTimeout
@@ -56,6 +57,7 @@ type Report struct {
 	Checks     []Check // in the order they were made; a failed one is the last, but for cleaning up
 	Ports      []int   // the data ports that moved data, ascending
 	NotDrawn   []int   // with EveryPort: the ports that the server never chose; up to 32 ports clients use them, or the probe failed
+	Left       []string // files of this and other probes that may still be there
 	Transcript []string
 	// Certificate is what the server showed, good or not; nil where it showed none.
 	Certificate *x509.Certificate
@@ -164,6 +166,10 @@ func (p Probe) Run(ctx context.Context) (Report, error) {
 	if r.file != "" {
 		err = errors.Join(err, r.cleanUp(ctx))
 	}
+	r.report.Left = r.Remove
+	if r.file != "" {
+		r.report.Left = append(r.report.Left, r.file)
+	}
 	for port := range r.seen {
 		r.report.Ports = append(r.report.Ports, port)
 	}
@@ -233,6 +239,10 @@ func (r *run) session(ctx context.Context, mode string, first bool) error {
 		return nil
 	}); err != nil {
 		return err
+	}
+
+	if first {
+		r.sweep(ctx, client)
 	}
 
 	// Two transfers a session at least: one passes by luck where data does not
@@ -397,6 +407,18 @@ func (r *run) remove(ctx context.Context, client *Client) error {
 		return fmt.Errorf("look whether %s is gone: %w", r.file, err)
 	}
 	return fmt.Errorf("%s is still there after its deletion, with %d bytes", r.file, size)
+}
+
+// sweep removes what other probes left. That proves nothing of the service.
+func (r *run) sweep(ctx context.Context, client *Client) {
+	var left []string
+	for _, file := range r.Remove {
+		one := &run{file: file}
+		if err := one.remove(ctx, client); err != nil {
+			left = append(left, file)
+		}
+	}
+	r.Remove = left
 }
 
 // cleanUp removes the file that a failed session left, in a session of its own, and

@@ -266,6 +266,27 @@ func TestBeyondThirtyTwoPortsIsASample(t *testing.T) {
 	}
 }
 
+// TestProbeRemovesWhatOthersLeft holds that a file which a probe cannot remove is named, and
+// that the next probe removes it.
+func TestProbeRemovesWhatOthersLeft(t *testing.T) {
+	s := newServer(t, 1)
+	s.breakIt(func(f *faults) { f.keep = true })
+	p := s.probe()
+	p.Modes, p.Upload = []string{EPSV}, 10
+	report, err := p.Run(t.Context())
+	if err == nil || len(report.Left) != 1 || !reflect.DeepEqual(report.Left, s.left()) {
+		t.Fatalf("left %q and there is %q: %v", report.Left, s.left(), err)
+	}
+	p.Remove, p.Upload = report.Left, 0
+	if again, err := p.Run(t.Context()); err != nil || !reflect.DeepEqual(again.Left, report.Left) {
+		t.Errorf("what cannot be removed still: %v, left %q", err, again.Left)
+	}
+	s.breakIt(func(f *faults) { f.keep = false })
+	if again, err := p.Run(t.Context()); err != nil || again.Left != nil || s.left() != nil {
+		t.Errorf("left %q and there is %q: %v", again.Left, s.left(), err)
+	}
+}
+
 // TestPortInUse holds that a port which a client's transfer keeps counts as used, and that
 // one which nobody uses is missed.
 func TestPortInUse(t *testing.T) {
