@@ -54,9 +54,9 @@ type Probe struct {
 
 // Report is what a probe saw.
 type Report struct {
-	Checks     []Check // in the order they were made; a failed one is the last, but for cleaning up
-	Ports      []int   // the data ports that moved data, ascending
-	NotDrawn   []int   // with EveryPort: the ports that the server never chose; up to 32 ports clients use them, or the probe failed
+	Checks     []Check  // in the order they were made; a failed one is the last, but for cleaning up
+	Ports      []int    // the data ports that moved data, ascending
+	NotDrawn   []int    // with EveryPort: the ports that the server never chose; up to 32 ports clients use them, or the probe failed
 	Left       []string // files of this and other probes that may still be there
 	Transcript []string
 	// Certificate is what the server showed, good or not; nil where it showed none.
