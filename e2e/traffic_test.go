@@ -210,8 +210,11 @@ func loopClients(ctx context.Context, args []string) error {
 			}{{"lftp", (*looper).lftp}, {"curl", (*looper).curl}, {"probe", (*looper).probe}}[i%3]
 			for ctx.Err() == nil {
 				r := round{Client: fmt.Sprintf("%s from %s", kind.name, l.from), Start: time.Now()}
-				for r.Error = errorText(l.round(kind.move)); strings.Contains(r.Error, "530") && time.Since(r.Start) < refusedBound; {
-					r.Refused++
+				var refused time.Time // the first time
+				for r.Error = errorText(l.round(kind.move)); strings.Contains(r.Error, "530") && (refused.IsZero() || time.Since(refused) < refusedBound); {
+					if r.Refused++; refused.IsZero() {
+						refused = time.Now()
+					}
 					<-time.After(retryPause)
 					r.Error = errorText(l.round(kind.move))
 				}
