@@ -107,7 +107,7 @@ func startClients(t *testing.T, n int, size int64, ca ...string) *traffic {
 		if !c.gone {
 			_ = c.cmd.Process.Signal(syscall.SIGTERM)
 			<-c.ended
-			c.leave()
+			c.leave(context.Background()) // that of the test is over
 		}
 	})
 	within(t, time.Minute, "every client moves data", func() bool {
@@ -135,7 +135,7 @@ func (c *traffic) stop() (transfers, failed int) {
 	bound := 2*time.Duration(c.size/clientRate)*time.Second + 2*refusedBound
 	select {
 	case err := <-c.ended:
-		c.leave()
+		c.leave(c.t.Context())
 		if err != nil {
 			c.t.Fatalf("the clients: %v", err)
 		}
@@ -156,10 +156,12 @@ func (c *traffic) stop() (transfers, failed int) {
 }
 
 // leave takes the clients' addresses away.
-func (c *traffic) leave() {
+func (c *traffic) leave(ctx context.Context) {
 	c.gone = true
 	for i := range c.n {
-		shell(c.t, "client", "ip address del "+clientAddress(i).String()+"/24 dev frontend")
+		if out, err := exec.CommandContext(ctx, ftplab, "exec", "client", "--", "ip", "address", "del", clientAddress(i).String()+"/24", "dev", "frontend").CombinedOutput(); err != nil {
+			c.t.Errorf("take an address of the clients away: %v: %s", err, out)
+		}
 	}
 }
 

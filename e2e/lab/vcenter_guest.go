@@ -54,7 +54,7 @@ type virtualNIC struct {
 
 // Machine is a running VM as the lab sees it from outside.
 type Machine struct {
-	Name  string            // of the VM
+	Name  string            // of the VM when it was powered on
 	NetNS string            // as ip-netns(8) knows it
 	Links map[string]string // port group to the end of the NIC that is on the lab's bridge
 	Root  string            // the machine's file system
@@ -63,23 +63,27 @@ type Machine struct {
 	nspawn int // process
 }
 
-// Machine returns the running VM called name; false means that there is no such
-// VM or that it is off.
+// Machine returns the running VM that is called name, or was when it was powered on:
+// what somebody calls it in vCenter changes nothing in the guest. false means that there
+// is no such VM or that it is off.
 func (v *VCenter) Machine(name string) (Machine, bool) {
-	ref, ok := v.find(name)
-	if !ok {
-		return Machine{}, false
-	}
 	var m Machine
+	ref, known := v.find(name)
 	v.mu.Lock()
-	if g := v.guest[ref]; g != nil {
+	if g := v.guest[ref]; known && g != nil {
 		m = g.public
+	}
+	if !known {
+		for _, g := range v.guest {
+			if g.public.Name == name {
+				m = g.public
+			}
+		}
 	}
 	v.mu.Unlock()
 	if m.nspawn == 0 {
 		return Machine{}, false
 	}
-	m.Name = name
 	m.Init = guestInit(m.nspawn)
 	return m, true
 }
@@ -306,7 +310,7 @@ func (g *guest) rewire(h hardware) {
 func (g *guest) show() {
 	var public Machine
 	if m := g.machine; m != nil {
-		public = Machine{NetNS: m.id, Links: m.links(), Root: m.root, nspawn: m.cmd.Process.Pid}
+		public = Machine{Name: g.hardware.name, NetNS: m.id, Links: m.links(), Root: m.root, nspawn: m.cmd.Process.Pid}
 	}
 	g.v.mu.Lock()
 	g.public = public
