@@ -114,6 +114,12 @@ type held struct {
 
 func hold(t *testing.T, addresses ...string) *held {
 	t.Helper()
+	// A box that lost the VIP under a session keeps it open until the VIP is back, and its
+	// keepalive finds that nobody is there.
+	has, _ := holder(t)
+	within(t, 2*time.Minute, "no session of before is open on "+has, func() bool {
+		return shell(t, has, `ss -Htn state established sport = :21`) == ""
+	})
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

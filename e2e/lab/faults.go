@@ -31,6 +31,8 @@ var faults = []struct {
 	{"undrop-port", "HOST PORT", "", func(l *Lab, ctx context.Context, a []string) error { return l.dropPort(ctx, a[0], a[1], "-D") }},
 	{"drop-vrrp", "HOST", "drop the adverts that other hosts send to the host", func(l *Lab, ctx context.Context, a []string) error { return l.drop(ctx, a[0], "-I", "112") }},
 	{"undrop-vrrp", "HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.drop(ctx, a[0], "-D", "112") }},
+	{"cut-vrrp", "HOST", "drop the adverts between the host and others, both ways at once", func(l *Lab, ctx context.Context, a []string) error { return l.cutVRRP(ctx, a[0], "-I") }},
+	{"join-vrrp", "HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.cutVRRP(ctx, a[0], "-D") }},
 	{"stop", "SERVICE HOST", "stop a service in order; it stays stopped", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "stop", a[0], a[1]) }},
 	{"start", "SERVICE HOST", "", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "start", a[0], a[1]) }},
 	{"kill", "SERVICE HOST", "end a service with SIGKILL; what restarts it restarts it", func(l *Lab, ctx context.Context, a []string) error { return l.service(ctx, "kill", a[0], a[1]) }},
@@ -145,16 +147,35 @@ func (l *Lab) dropPort(ctx context.Context, host, port, command string) error {
 
 // drop inserts (-I) or deletes (-D) a rule that drops what is sent to a host by a protocol.
 func (l *Lab) drop(ctx context.Context, host, command string, protocol ...string) error {
-	netns := host
-	if l.host(host) == nil {
-		m, on := l.vcenter.Machine(host)
-		if !on {
-			return fmt.Errorf("no host %q is on", host)
-		}
-		netns = m.NetNS
+	netns, err := l.netNSOf(host)
+	if err != nil {
+		return err
 	}
 	argv := append([]string{"ip", "netns", "exec", netns, "iptables", "-w", "-t", "raw", command, "PREROUTING", "-p"}, protocol...)
 	return run(ctx, append(argv, "-j", "DROP")...)
+}
+
+// cutVRRP inserts (-I) or deletes (-D) rules that drop the adverts that a host sends and
+// gets, in one step.
+func (l *Lab) cutVRRP(ctx context.Context, host, command string) error {
+	netns, err := l.netNSOf(host)
+	if err != nil {
+		return err
+	}
+	rules := fmt.Sprintf("*raw\n%[1]s PREROUTING -p 112 -j DROP\n%[1]s OUTPUT -p 112 -j DROP\nCOMMIT\n", command)
+	return run(ctx, "ip", "netns", "exec", netns, "sh", "-c", `printf %s "$1" | iptables-restore -w --noflush`, "sh", rules)
+}
+
+// netNSOf is the network namespace of a host or a VM that is on.
+func (l *Lab) netNSOf(host string) (string, error) {
+	if l.host(host) != nil {
+		return host, nil
+	}
+	m, on := l.vcenter.Machine(host)
+	if !on {
+		return "", fmt.Errorf("no host %q is on", host)
+	}
+	return m.NetNS, nil
 }
 
 // service stops, starts or kills a service of a host, or a systemd unit of a VM.
