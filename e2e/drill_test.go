@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -51,7 +50,7 @@ func drills(t *testing.T) {
 	}{
 		{"planned", nil, times(1, 10), blueprint, 400 * time.Millisecond},
 		{"hard", []string{"--hard"}, times(1, 10), blueprint, 2 * time.Second},
-		{"hard at 0.2 s", []string{"--hard"}, times(0, 10), advertised(t, "200ms"), time.Second},
+		{"hard at 0.2 s", []string{"--hard"}, times(0, 10), variant(t, `advert_interval = "500ms"`, `advert_interval = "200ms"`), time.Second},
 	} {
 		if d.times == 0 {
 			continue
@@ -121,25 +120,6 @@ func drillsRefused(t *testing.T) {
 	})
 	t.Logf("killed in the middle of a hard drill: %s took part again by itself %.0f s later", has, time.Since(start).Seconds())
 	planIsEmpty(t)
-}
-
-// advertised is the lab's blueprint with another interval of adverts.
-func advertised(t *testing.T, interval string) string {
-	t.Helper()
-	text, err := os.ReadFile(blueprint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := strings.Index(string(text), "\nvip \"ftp\" {\n")
-	if i < 0 {
-		t.Fatal("the blueprint has no vip ftp")
-	}
-	i += len("\nvip \"ftp\" {\n")
-	file := t.TempDir() + "/lab.ftp.hcl"
-	if err := os.WriteFile(file, []byte(string(text[:i])+"  advert_interval = \""+interval+"\"\n"+string(text[i:])), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }
 
 // stunAndCutOff holds what a moment's stun of the holder, and the loss of its nodes,
