@@ -226,7 +226,11 @@ func (s *vmStep) create(spec vsphere.Spec) plan.Change {
 			if err != nil {
 				return err
 			}
-			return c.Destroy(ctx, spec.Deployment, spec.Name)
+			if err := c.Destroy(ctx, spec.Deployment, spec.Name); err != nil {
+				return err
+			}
+			s.knock = false // a guest that still answers there is the one that just went
+			return nil
 		},
 	}
 }

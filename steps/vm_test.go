@@ -139,6 +139,21 @@ func TestStrangerAt(t *testing.T) {
 		if !taken && (err != nil || len(changes) != 1) {
 			t.Errorf("%q: %v, %v", greeting, changes, err)
 		}
+		if taken {
+			continue
+		}
+
+		// Nor is the VM's own guest a stranger, while it goes in a rollback.
+		if err := changes[0].Do(t.Context(), func(string) {}); err != nil {
+			t.Fatal(err)
+		}
+		greeting = "SSH-2.0-OpenSSH_9.2\r\n"
+		if err := changes[0].Undo(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if changes, err := step.Plan(t.Context(), plan.Present); err != nil || len(changes) != 1 {
+			t.Errorf("taken back: %v, %v", changes, err)
+		}
 	}
 }
 
