@@ -2,9 +2,11 @@ package steps
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,6 +80,7 @@ type cloudConfig struct {
 		Keys       []string `json:"ssh_authorized_keys"`
 	}
 	WriteFiles []struct{ Path, Permissions, Content string } `json:"write_files"`
+	RunCmd     [][]string
 }
 
 func userdata(t *testing.T, box *blueprints.Box) (cloudConfig, []byte) {
@@ -117,6 +120,22 @@ func TestUserdata(t *testing.T) {
 	box.SSH.User, box.SSH.Become, box.SSH.BecomePassword = "root", "none", blueprints.Secret{}
 	if c, _ := userdata(t, box); c.Users[0].Name != "root" || c.Users[0].Sudo != "" || c.DisableRoot == nil || *c.DisableRoot {
 		t.Errorf("root: %+v", c)
+	}
+}
+
+// The guest asks for a neighbour on each network, its gateway where there is one
+// and never itself, before it says that it can be reached.
+func TestAnnouncement(t *testing.T) {
+	box := cloudInitBox(t)
+	box.NICs[1].Address = netip.MustParseAddr("198.18.1.1")
+	c, _ := userdata(t, box)
+	want := []string{"bash", "-c", "echo >/dev/udp/198.18.0.254/9; echo >/dev/udp/198.18.1.2/9; :"}
+	if len(c.RunCmd) == 0 || !slices.Equal(c.RunCmd[0], want) {
+		t.Errorf("%q, want %q first", c.RunCmd, want)
+	}
+	box.NICs[1].Address = netip.MustParseAddr("198.18.1.11")
+	if c, _ := userdata(t, box); !strings.Contains(c.RunCmd[0][2], "/198.18.1.1/") {
+		t.Errorf("%q", c.RunCmd)
 	}
 }
 
