@@ -123,6 +123,24 @@ func onEnv(t *testing.T, host string, env []string, args ...string) result {
 	return result{out.String(), err.String(), c.ProcessState.ExitCode(), time.Since(start)}
 }
 
+// words is what the command has said, of events their messages: whoever reads why a
+// test failed needs the last ones.
+func (r result) words() string {
+	var b strings.Builder
+	for _, out := range []string{"stderr:\n" + r.stderr, "stdout:\n" + r.stdout} {
+		for line := range strings.Lines(out) {
+			var e struct{ Level, Type, Msg string }
+			switch err := json.Unmarshal([]byte(line), &e); {
+			case err != nil || e.Type == "":
+				b.WriteString(line)
+			case e.Msg != "":
+				fmt.Fprintf(&b, "%s %s: %s\n", e.Level, e.Type, e.Msg)
+			}
+		}
+	}
+	return b.String()
+}
+
 // must fails the test unless the command ended well.
 func (r result) must(t *testing.T) result {
 	t.Helper()
@@ -133,7 +151,7 @@ func (r result) must(t *testing.T) result {
 func (r result) exits(t *testing.T, code int) result {
 	t.Helper()
 	if r.code != code {
-		t.Fatalf("exit code %d, want %d\nstdout:\n%s\nstderr:\n%s", r.code, code, r.stdout, r.stderr)
+		t.Fatalf("exit code %d, want %d\n%s", r.code, code, r.words())
 	}
 	return r
 }
@@ -143,7 +161,7 @@ func (r result) says(t *testing.T, texts ...string) result {
 	t.Helper()
 	for _, text := range texts {
 		if !strings.Contains(r.stdout+r.stderr, text) {
-			t.Errorf("the output does not say %q:\nstdout:\n%s\nstderr:\n%s", text, r.stdout, r.stderr)
+			t.Errorf("the output does not say %q:\n%s", text, r.words())
 		}
 	}
 	return r
