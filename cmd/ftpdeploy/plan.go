@@ -309,7 +309,6 @@ func (s *planSummary) text(f *planFile, changes int) string {
 	return text + fmt.Sprintf("Plan: %d to add, %d to change, %d to destroy, %d to run.  Digest %s", s.Add, s.Change, s.Destroy, s.Run, s.Digest)
 }
 
-// cutText says how many of the open connections a plan breaks.
 // secondsText says how long something is expected to take: a range where that was
 // never measured from here.
 func secondsText(i plan.Impact) string {
@@ -319,6 +318,7 @@ func secondsText(i plan.Impact) string {
 	return fmt.Sprintf("%.0f s", max(1, i.Seconds))
 }
 
+// cutText says how many of the open connections a plan breaks.
 func cutText(i plan.Impact) string {
 	open := i.Sessions + i.Transfers
 	switch {
