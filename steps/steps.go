@@ -492,32 +492,40 @@ func (l *Live) Serving(ctx context.Context, o SmokeOptions) ([]SmokeResult, erro
 
 // holder finds the box that holds a VIP now; nil where none does.
 func (l *Live) holder(ctx context.Context, v *blueprints.VIP) (*blueprints.Box, error) {
-	holds := make([]bool, len(v.Group.Boxes))
+	var mu sync.Mutex
+	holds := map[*blueprints.Box]bool{}
+	err := l.each(ctx, v.Group, func(ctx context.Context, b *blueprints.Box, h *remote.Host) error {
+		facts, err := h.Find(ctx, remote.Query{})
+		if err != nil {
+			return fmt.Errorf("look whether lb %q holds it: %w", b.Name, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		holds[b] = facts.Holds(v.Address)
+		return nil
+	})
+	if i := slices.IndexFunc(v.Group.Boxes, func(b *blueprints.Box) bool { return holds[b] }); i >= 0 && err == nil {
+		return v.Group.Boxes[i], nil
+	}
+	return nil, err
+}
+
+// each enters the boxes of a group that are not left out as down, at the same time.
+func (l *Live) each(ctx context.Context, g *blueprints.Group, look func(context.Context, *blueprints.Box, *remote.Host) error) error {
 	var looks []func(context.Context) error
-	for i, b := range v.Group.Boxes {
+	for _, b := range g.Boxes {
 		if l.down(b) {
 			continue
 		}
 		looks = append(looks, func(ctx context.Context) error {
 			h, err := l.host(ctx, b)
 			if err != nil {
-				return fmt.Errorf("look whether lb %q holds it: %w", b.Name, err)
+				return fmt.Errorf("enter lb %q: %w", b.Name, err)
 			}
-			facts, err := h.Find(ctx, remote.Query{})
-			if err != nil {
-				return fmt.Errorf("look whether lb %q holds it: %w", b.Name, err)
-			}
-			holds[i] = facts.Holds(v.Address)
-			return nil
+			return look(ctx, b, h)
 		})
 	}
-	if err := together(ctx, looks); err != nil {
-		return nil, err
-	}
-	if i := slices.Index(holds, true); i >= 0 {
-		return v.Group.Boxes[i], nil
-	}
-	return nil, nil
+	return together(ctx, looks)
 }
 
 // Rendered is a file that apply puts on a target, or a manifest that it applies.

@@ -2,9 +2,9 @@ package steps
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/remote"
@@ -45,35 +45,23 @@ func addressesOf(t *blueprints.Topology, b *blueprints.Box, s *blueprints.Servic
 
 // inUse are the passive ports of a service over which a box has a data connection open.
 func (l *Live) inUse(ctx context.Context, s *blueprints.Service) ([]int, error) {
-	boxes := s.VIP.Group.Boxes
-	open := make([][]remote.Connection, len(boxes))
-	var looks []func(context.Context) error
-	for i, b := range boxes {
-		if l.down(b) {
-			continue
-		}
-		looks = append(looks, func(ctx context.Context) error {
-			h, err := l.host(ctx, b)
-			if err != nil {
-				return fmt.Errorf("enter lb %q: %w", b.Name, err)
-			}
-			t, err := h.Traffic(ctx, []remote.Ports{{First: s.PassiveFirst, Last: s.PassiveLast}}, 0)
-			if err == nil {
-				open[i] = t.Open
-			}
-			return err
-		})
-	}
-	err := together(ctx, looks)
+	var mu sync.Mutex
 	var ports []int
-	for i, b := range boxes {
+	err := l.each(ctx, s.VIP.Group, func(ctx context.Context, b *blueprints.Box, h *remote.Host) error {
+		t, err := h.Traffic(ctx, []remote.Ports{{First: s.PassiveFirst, Last: s.PassiveLast}}, 0)
+		if err != nil {
+			return err
+		}
 		at := addressesOf(l.topology, b, s)
-		for _, c := range open[i] {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range t.Open {
 			if slices.Contains(at, c.Local.Addr()) {
 				ports = append(ports, int(c.Local.Port()))
 			}
 		}
-	}
+		return nil
+	})
 	return ports, err
 }
 
