@@ -272,11 +272,9 @@ func (l *hostLook) settle(ctx context.Context, h *remote.Host, s *blueprints.Smo
 
 // pauseFor returns after d, or when ctx is done.
 func pauseFor(ctx context.Context, d time.Duration) {
-	pause := time.NewTimer(d)
-	defer pause.Stop()
 	select {
 	case <-ctx.Done():
-	case <-pause.C:
+	case <-time.After(d):
 	}
 }
 

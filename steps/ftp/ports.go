@@ -103,12 +103,10 @@ func (r *ports) run(ctx context.Context) error {
 				}
 				asked = time.Now()
 			}
-			pause := time.NewTimer(50 * time.Millisecond)
 			select {
 			case <-ctx.Done():
-				pause.Stop()
 				return context.Cause(ctx)
-			case <-pause.C:
+			case <-time.After(50 * time.Millisecond):
 			}
 		}
 		before := len(r.proven) + len(r.failed)

@@ -569,12 +569,10 @@ func (s *slow) Read(p []byte) (int, error) {
 	if left <= 0 {
 		return 0, io.EOF
 	}
-	pause := time.NewTimer(min(left, slowPace))
-	defer pause.Stop()
 	select {
 	case <-s.ctx.Done():
 		return 0, context.Cause(s.ctx)
-	case <-pause.C:
+	case <-time.After(min(left, slowPace)):
 		return s.from.Read(p[:1])
 	}
 }
