@@ -41,9 +41,8 @@ type PodState struct {
 	Ready       bool
 	Deleting    bool
 	Restarts    int
-	Exit        int    // of the container's last end; 0 = it has not ended, or well
-	ExitReason  string // "OOMKilled", "Error"
-	Ended       time.Time
+	Exit        int               // of the container's last end; 0 = it has not ended, or well
+	ExitReason  string            // "OOMKilled", "Error"
 	Env         map[string]string // what its containers were given in so many words
 	Annotations map[string]string
 }
@@ -55,7 +54,6 @@ type NodeState struct {
 	Ready     bool
 	Why       string    // it is not ready
 	Since     time.Time // it is so
-	Proxy     string    // the state of its kube-proxy, where that is a pod: "Running"; "" = not known
 }
 
 // Survey looks. What the account may not ask is left out and named; the error is
@@ -144,15 +142,6 @@ func (c *Client) Survey(ctx context.Context, namespace, name string) (*Survey, e
 		}
 		return nil
 	})
-	// Where kube-proxy is no pod, or may not be asked for, nothing is known.
-	proxies, err := c.set.CoreV1().Pods("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "k8s-app=kube-proxy"})
-	for i := range s.Nodes {
-		for j := 0; err == nil && j < len(proxies.Items); j++ {
-			if p := &proxies.Items[j]; p.Spec.NodeName == s.Nodes[i].Name {
-				s.Nodes[i].Proxy = string(p.Status.Phase)
-			}
-		}
-	}
 	return s, nil
 }
 
@@ -173,7 +162,7 @@ func podState(p *corev1.Pod) PodState {
 	for _, c := range p.Status.ContainerStatuses {
 		s.Restarts += int(c.RestartCount)
 		if t := c.LastTerminationState.Terminated; t != nil {
-			s.Exit, s.ExitReason, s.Ended = int(t.ExitCode), t.Reason, t.FinishedAt.UTC()
+			s.Exit, s.ExitReason = int(t.ExitCode), t.Reason
 		}
 	}
 	return s

@@ -23,21 +23,19 @@ type Ask struct {
 
 // Condition is what tells why a box does not serve.
 type Condition struct {
-	Now     time.Time          // by the box's clock
-	Servers []Proxy            // what HAProxy counts; nil where it does not tell
-	Changes []string           // of servers, as HAProxy has logged them, the last one last
-	Cut     []string           // sessions that a timeout of HAProxy has ended, as it has logged them
-	Said    []string           // what HAProxy complained of
-	States  map[string]string  // the last state of a VRRP instance that keepalived has logged: MASTER, BACKUP, FAULT
-	Log     []string           // the end of keepalived's log
-	Unfit   []string           // names of VIPs for which keepalived's check fails
-	Disks   map[string]FreeKiB // by the directory that was asked for
-	Filters []string           // rules on ports that refuse packets, as far as they can be seen
+	Now     time.Time         // by the box's clock
+	Servers []Proxy           // what HAProxy counts; nil where it does not tell
+	Cut     []string          // sessions that a timeout of HAProxy has ended, as it has logged them
+	Said    []string          // what HAProxy complained of
+	States  map[string]string // the last state of a VRRP instance that keepalived has logged: MASTER, BACKUP, FAULT
+	Log     []string          // the end of keepalived's log
+	Unfit   []string          // names of VIPs for which keepalived's check fails
+	Disks   map[string]Disk   // by the directory that was asked for
+	Filters []string          // rules on ports that refuse packets, as far as they can be seen
 }
 
-// FreeKiB is what is left of a file system.
-type FreeKiB struct {
-	Free   int64
+// Disk is a file system.
+type Disk struct {
 	Full   bool   // of bytes, or of inodes
 	Device string // as df names it
 }
@@ -75,7 +73,7 @@ func parseCondition(out []byte) (*Condition, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Condition{States: map[string]string{}, Disks: map[string]FreeKiB{}}
+	c := &Condition{States: map[string]string{}, Disks: map[string]Disk{}}
 	for _, s := range sections {
 		lines := slices.DeleteFunc(s.lines, func(l string) bool { return l == "" })
 		switch s.kind {
@@ -89,8 +87,6 @@ func parseCondition(out []byte) (*Condition, error) {
 			if c.Servers, err = proxiesOf(lines); err != nil {
 				return nil, fmt.Errorf("HAProxy's statistics: %w", err)
 			}
-		case "servers":
-			c.Changes = lines
 		case "cut":
 			c.Cut = lines
 		case "complaints":
@@ -135,9 +131,5 @@ func (c *Condition) addDisk(dir string, lines []string) {
 	if len(kib) < 6 || len(inodes) < 6 {
 		return
 	}
-	free, err := strconv.ParseInt(kib[3], 10, 64)
-	if err != nil {
-		return
-	}
-	c.Disks[dir] = FreeKiB{Free: free, Full: free == 0 || inodes[3] == "0" && inodes[1] != "0", Device: kib[0]}
+	c.Disks[dir] = Disk{Full: kib[3] == "0" || inodes[3] == "0" && inodes[1] != "0", Device: kib[0]}
 }

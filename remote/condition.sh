@@ -4,11 +4,9 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 echo "@now $(date +%s)"
 
-# haproxy SECONDS: what it has logged of its servers, and of sessions that a timeout ended
+# haproxy SECONDS: what it has logged of sessions that a timeout ended, and complained of
 haproxy() {
 	v=$(journalctl -q --no-pager -o short-unix -u haproxy.service --since "-$1s" 2>/dev/null) || return 0
-	echo @servers
-	printf '%s\n' "$v" | grep -E ' (Server|Backend|backend) .*(is DOWN|is UP|is going DOWN|has no server)' | tail -n 40
 	echo @cut
 	printf '%s\n' "$v" | grep -E ' [cs]D [0-9/]+ ' | tail -n 40
 	echo @complaints

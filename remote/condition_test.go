@@ -16,9 +16,8 @@ vsftpd_control,198.51.100.21,0,UP,L7OK,Layer7 check passed,
 vsftpd_control,198.51.100.22,0,DOWN,L4CON,"Connection refused, at step 1",
 vsftpd_control,BACKEND,0,UP,,,
 
-@servers
-1700000000.1 haproxy-a haproxy[9]: Server vsftpd_control/198.51.100.22 is DOWN, reason: Layer4 connection problem
 @cut
+1700000000.1 haproxy-a haproxy[9]: 203.0.113.10:40000 [14/Nov/2023:22:13:20.000] vsftpd_control vsftpd_control/198.51.100.22 1/0/1000 95 cD 1/1/0/0/0 0/0
 @complaints
 
 @keepalived
@@ -57,11 +56,11 @@ func TestParseCondition(t *testing.T) {
 	if want := []string{"other"}; !reflect.DeepEqual(c.Unfit, want) {
 		t.Errorf("unfit for %v, want %v", c.Unfit, want)
 	}
-	if want := map[string]FreeKiB{"/var/log": {0, true, "tmpfs"}, "/": {7950000, false, "/dev/vda"}}; !reflect.DeepEqual(c.Disks, want) {
+	if want := map[string]Disk{"/var/log": {true, "tmpfs"}, "/": {false, "/dev/vda"}}; !reflect.DeepEqual(c.Disks, want) {
 		t.Errorf("disks are %v, want %v", c.Disks, want)
 	}
-	if len(c.Changes) != 1 || len(c.Cut) != 0 || len(c.Filters) != 1 {
-		t.Errorf("changes %q, cut %q, filters %q", c.Changes, c.Cut, c.Filters)
+	if len(c.Cut) != 1 || len(c.Said) != 0 || len(c.Filters) != 1 {
+		t.Errorf("cut %q, said %q, filters %q", c.Cut, c.Said, c.Filters)
 	}
 	if _, err := parseCondition([]byte(strings.TrimSuffix(conditionSaid, "@end\n"))); err == nil {
 		t.Error("an answer that was cut off is taken")

@@ -62,18 +62,9 @@ func (l *Live) Doctor(ctx context.Context) []doctor.Verdict {
 func (l *Live) examine(ctx context.Context) []doctor.Facts {
 	t := l.topology
 	all := make([]doctor.Facts, len(t.Services))
-	workers := map[*blueprints.Cluster][]netip.Addr{}
+	workers, away := l.doctorWorkers(ctx)
 	for i, s := range t.Services {
-		all[i].Wanted = wantedOf(s)
-		if workers[s.Cluster] = s.Cluster.Workers; s.Cluster.WorkerSelector != "" {
-			look, cancel := context.WithTimeout(ctx, enterDoctor)
-			found, err := l.workers(look, s.Cluster)
-			cancel()
-			if err != nil {
-				all[i].Away = err.Error()
-			}
-			workers[s.Cluster] = found
-		}
+		all[i].Wanted, all[i].Away = wantedOf(s), away[s.Cluster]
 		for _, w := range workers[s.Cluster] {
 			all[i].Workers = append(all[i].Workers, w.String())
 		}
@@ -174,6 +165,31 @@ func (l *Live) examine(ctx context.Context) []doctor.Facts {
 	return all
 }
 
+// doctorWorkers are the workers of every cluster, and why those that a selector
+// chooses could not be asked for.
+func (l *Live) doctorWorkers(ctx context.Context) (workers map[*blueprints.Cluster][]netip.Addr, away map[*blueprints.Cluster]string) {
+	ctx, cancel := bounded(ctx, enterDoctor, "the API server")
+	defer cancel()
+	workers, away = map[*blueprints.Cluster][]netip.Addr{}, map[*blueprints.Cluster]string{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, c := range l.topology.Clusters {
+		all.Go(func() {
+			found, err := c.Workers, error(nil)
+			if c.WorkerSelector != "" {
+				found, err = l.workers(ctx, c)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if workers[c] = found; err != nil {
+				away[c] = err.Error()
+			}
+		})
+	}
+	all.Wait()
+	return workers, away
+}
+
 func (l *Live) boxNamed(name string) *blueprints.Box {
 	i := slices.IndexFunc(l.topology.Boxes, func(b *blueprints.Box) bool { return b.Name == name })
 	return l.topology.Boxes[i]
@@ -257,7 +273,7 @@ func (s *boxSight) box(service *blueprints.Service) doctor.Box {
 		return b
 	}
 	f, c := s.facts, s.condition
-	b.Ahead, b.Log, b.Said, b.Servers, b.Changes, b.Cut, b.Filters = s.ahead, c.Log, c.Said, c.Servers, c.Changes, c.Cut, c.Filters
+	b.Ahead, b.Log, b.Said, b.Servers, b.Cut, b.Filters = s.ahead, c.Log, c.Said, c.Servers, c.Cut, c.Filters
 	b.State = c.States[service.VIP.Name]
 	b.Fit = doctor.KnownIf(!slices.Contains(c.Unfit, service.VIP.Name))
 	for _, d := range h.daemons() {
@@ -461,34 +477,40 @@ func (l *Live) survey(ctx context.Context, s *blueprints.Service, f *doctor.Fact
 		if err != nil || f.Cluster.Serving || f.Cluster.Stuck != nil || !f.Cluster.Deployment || f.Cluster.Replicas == 0 || time.Since(start) > whyDoctor {
 			break
 		}
-		pause := time.NewTimer(500 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		pauseFor(ctx, 500*time.Millisecond)
 	}
 	if err != nil {
 		f.Away = err.Error()
 		return
 	}
-	w := workload{l.topology, s}
-	var who account
-	secret, err := find(ctx, c, kube.Ref{Kind: "Secret", Namespace: s.Namespace, Name: w.accountName()})
-	if err != nil || secret == nil || secret.Decode(&who) != nil {
+	who := l.secretAccount(ctx, s)
+	if who == nil {
 		return
 	}
 	user := s.Users[0]
-	f.SecretIsWanted = doctor.KnownIf(string(who.Data.User) == user.Name && string(who.Data.Password) == user.Password.Reveal())
+	f.SecretIsWanted = doctor.KnownIf(who.Name == user.Name && who.Password.Reveal() == user.Password.Reveal())
 	for _, p := range f.Cluster.Pods {
 		if sum := p.Annotations[secretChecksum]; sum != "" && !p.Deleting {
-			now, err := w.accountChecksum(&blueprints.User{Name: string(who.Data.User), Password: blueprints.NewSecret(string(who.Data.Password))})
-			if err == nil {
+			if now, err := (workload{l.topology, s}).accountChecksum(who); err == nil {
 				f.PodHasSecret = doctor.KnownIf(sum == now)
 			}
 			break
 		}
 	}
+}
+
+// secretAccount is the account in the Secret of a service, nil where it cannot be read.
+func (l *Live) secretAccount(ctx context.Context, s *blueprints.Service) *blueprints.User {
+	c, err := l.cluster(ctx, s.Cluster)
+	if err != nil {
+		return nil
+	}
+	var who account
+	secret, err := find(ctx, c, kube.Ref{Kind: "Secret", Namespace: s.Namespace, Name: workload{l.topology, s}.accountName()})
+	if err != nil || secret == nil || secret.Decode(&who) != nil {
+		return nil
+	}
+	return &blueprints.User{Name: string(who.Data.User), Password: blueprints.NewSecret(string(who.Data.Password))}
 }
 
 // askSecret tries the account of the Secret, where the blueprint's is refused and is another one.
@@ -499,17 +521,12 @@ func (l *Live) askSecret(ctx context.Context, s *blueprints.Service, f *doctor.F
 	}
 	ctx, cancel := context.WithTimeout(ctx, wayDoctor)
 	defer cancel()
-	c, err := l.cluster(ctx, s.Cluster)
-	if err != nil {
-		return
-	}
-	var who account
-	secret, err := find(ctx, c, kube.Ref{Kind: "Secret", Namespace: s.Namespace, Name: workload{l.topology, s}.accountName()})
-	if err != nil || secret == nil || secret.Decode(&who) != nil {
+	who := l.secretAccount(ctx, s)
+	if who == nil {
 		return
 	}
 	p := look(s, netip.Addr{}, boxes[l.boxNamed(f.Cells[i].Box)].host.DialContext)
 	p.Address = net.JoinHostPort(f.Cells[i].Worker, strconv.Itoa(s.ControlNodePort))
-	p.User, p.Password = string(who.Data.User), string(who.Data.Password)
+	p.User, p.Password = who.Name, who.Password.Reveal()
 	f.SecretWorks = p.Run(ctx).Login.Outcome
 }

@@ -106,7 +106,7 @@ func (a Address) Look(ctx context.Context) Outside {
 		rest.Go(func() { watched[i] = a.watch(ctx, l) })
 	}
 	for i := range taken {
-		rest.Go(func() { taken[i], _, _ = l.Await(ctx, ftp.EPSV, takenBound) })
+		rest.Go(func() { taken[i], _ = l.Await(ctx, ftp.EPSV, takenBound) })
 	}
 	rest.Wait()
 	o.Watched = slices.DeleteFunc(watched, func(w Watch) bool { return w.Port == 0 })
@@ -122,12 +122,10 @@ func (a Address) watch(ctx context.Context, l ftp.Look) (w Watch) {
 		w.First = a.knock(ctx, port)
 		start := time.Now()
 		for last := w.First; last.Outcome == ftp.Closed || last.Outcome == ftp.Refused; last = a.knock(ctx, port) {
-			pause := time.NewTimer(time.Second)
 			select {
 			case <-ctx.Done():
-				pause.Stop()
 				return
-			case <-pause.C:
+			case <-time.After(time.Second):
 			}
 			if time.Since(start) > watchBound {
 				return

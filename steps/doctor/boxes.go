@@ -142,7 +142,7 @@ func (d *diagnosis) configs() {
 				v.Evidence = append(v.Evidence, b.Name+"  "+b.Edited)
 			}
 			if !first && kind == "timeouts-short" && len(b.Cut) > 0 {
-				v.Evidence = append(v.Evidence, fmt.Sprintf("%s has ended %d sessions by a timeout in the last hour (flag cD or sD in its log)", b.Name, len(b.Cut)))
+				v.Evidence = append(v.Evidence, timedOut(b))
 			}
 		}
 		if names == nil {
@@ -167,13 +167,17 @@ func (d *diagnosis) configs() {
 			Evidence: []string{fmt.Sprintf("timeouts: client %s, server %s", d.Client, d.Server)},
 		}
 		for i := range d.Boxes {
-			if n := len(d.Boxes[i].Cut); n > 0 {
+			if b := &d.Boxes[i]; len(b.Cut) > 0 {
 				v.Confidence = Certain
-				v.Evidence = append(v.Evidence, fmt.Sprintf("%s has ended %d sessions by a timeout in the last hour (flag cD or sD in its log)", d.Boxes[i].Name, n))
+				v.Evidence = append(v.Evidence, timedOut(b))
 			}
 		}
 		d.say(v)
 	}
+}
+
+func timedOut(b *Box) string {
+	return fmt.Sprintf("%s has ended %d sessions by a timeout in the last hour (flag cD or sD in its log)", b.Name, len(b.Cut))
 }
 
 // machines looks at what else makes a box unfit.

@@ -95,7 +95,7 @@ func (d *diagnosis) pod() {
 	s := d.Cluster
 	if d.Away != "" {
 		d.say(Verdict{
-			ID: "cluster-unreachable", Confidence: sure(false), Text: "the API server cannot be asked about the pod",
+			ID: "cluster-unreachable", Confidence: Likely, Text: "the API server cannot be asked about the pod",
 			Evidence: []string{d.Away},
 			Fix:      "Check the kubeconfig, the account and the network to the API server. FTP goes on without it, and so do the probes below.",
 		})
@@ -238,6 +238,7 @@ func (d *diagnosis) nodes() {
 		i := slices.IndexFunc(d.Cluster.Nodes, func(n nodeState) bool { return slices.Contains(n.Addresses, w) })
 		if i < 0 {
 			unknown = append(unknown, w+" is the address of no node of the cluster")
+			d.explained["worker "+w] = true
 			continue
 		}
 		n := d.Cluster.Nodes[i]
@@ -268,10 +269,6 @@ func (d *diagnosis) nodes() {
 			Text: "the boxes send to workers that are none", Evidence: unknown,
 			Fix: fmt.Sprintf("Correct workers of the cluster block, or use worker_selector, then: ftpdeploy apply. Nodes: %s", d.nodeNames()),
 		})
-		for _, u := range unknown {
-			w, _, _ := strings.Cut(u, " ")
-			d.explained["worker "+w] = true
-		}
 	}
 }
 
@@ -460,11 +457,11 @@ func (d *diagnosis) deadPorts(workers []string, cells map[string][]Cell) {
 		ports, at := groups[k], places[k]
 		var evidence []string
 		count := map[string]int{}
-		outcomes := map[ftp.Outcome]int{}
+		denied := false
 		for _, c := range at {
 			count[c.Worker]++
 			f := c.Ports.Failed[ports[0]]
-			outcomes[f.Outcome]++
+			denied = denied || f.Outcome == ftp.Denied
 			evidence = append(evidence, line(c.Box, c.Worker, d.nodePort(ports[0]), ftp.Stage{Outcome: f.Outcome}))
 		}
 		for _, c := range d.Cells {
@@ -474,7 +471,6 @@ func (d *diagnosis) deadPorts(workers []string, cells map[string][]Cell) {
 		}
 		v := Verdict{ID: "node-port-closed", Confidence: Likely, Evidence: evidence}
 		ported := fmt.Sprintf("passive port %s (NodePort %s)", ftp.Ranges(ports), ftp.Ranges(d.nodePorts(ports)))
-		denied := outcomes[ftp.Denied] > 0
 		switch {
 		case denied:
 			v.ID, v.Text = "data-refused-by-server", ported+": the server itself refuses the transfer: "+at[0].Ports.Failed[ports[0]].Text

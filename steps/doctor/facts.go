@@ -110,7 +110,6 @@ type Box struct {
 	Log                 []string      // the end of keepalived's
 	Said                []string      // what HAProxy complained of
 	Servers             []remote.Proxy
-	Changes             []string // of servers, in HAProxy's log
 	Cut                 []string // sessions that a timeout ended, in HAProxy's log
 	Full                []string // directories on file systems that are full
 	Firewall            string   // what firewalld is not told to let in; "" = nothing that we know of

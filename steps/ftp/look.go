@@ -53,13 +53,10 @@ func OutcomeOf(err error) Outcome {
 // Look looks at an FTP service from outside, as a client that wants to know why it
 // fails: it goes on where others give up. It lists and writes nothing.
 type Look struct {
-	Address  string // host:port of the control connection
-	User     string
-	Password string
-	Modes    []string // PASV, EPSV: a listing each, in sessions as few as hold
-	// Data gives the host:port where a data connection is opened to in the place of
-	// what the server announces; nil = there.
-	Data        func(port int) string
+	Address     string // host:port of the control connection
+	User        string
+	Password    string
+	Modes       []string      // PASV, EPSV: a listing each, in sessions as few as hold
 	Dial        DialFunc      // nil = directly
 	TLS         *TLS          // nil = in clear text
 	Timeout     time.Duration // of each step up to the login; 0 = DefaultTimeout
@@ -68,9 +65,8 @@ type Look struct {
 
 // Sight is what a Look saw.
 type Sight struct {
-	Connect, Greeting, Login Stage  // the login with TLS begins by it
-	Banner                   string // the text of the greeting
-	Tries                    []Try  // one for each mode, unless the login failed
+	Connect, Greeting, Login Stage // the login with TLS begins by it
+	Tries                    []Try // one for each mode, unless the login failed
 	Transcript               []string
 }
 
@@ -134,9 +130,6 @@ func (l Look) enter(ctx context.Context, s *Sight, trace func(string)) *Client {
 		return nil
 	}
 	greeted := stage(&s.Greeting, func() error { return c.greeting(ctx) })
-	if c.last != nil {
-		s.Banner = c.last.Text
-	}
 	login := func() error {
 		if l.TLS != nil {
 			if err := c.encrypt(ctx); err != nil {
@@ -208,9 +201,6 @@ func (l Look) announced(ctx context.Context, c *Client, mode string) (address st
 		}
 		announced = netip.AddrPortFrom(netip.Addr{}, uint16(port)) //nolint:gosec // it was read as one of 16 bits
 	}
-	if l.Data != nil {
-		return l.Data(int(announced.Port())), announced, nil
-	}
 	return net.JoinHostPort(host, strconv.Itoa(int(announced.Port()))), announced, nil
 }
 
@@ -245,15 +235,15 @@ func Knock(ctx context.Context, dial DialFunc, address string, timeout, hold tim
 // Await asks for a data port, opens no connection to it, and asks for a listing:
 // a server has nobody to send it to, and waits. A final reply within bound is what it
 // returns, else "": unless the server is just impatient, someone else has connected.
-func (l Look) Await(ctx context.Context, mode string, bound time.Duration) (reply string, announced netip.AddrPort, err error) {
+func (l Look) Await(ctx context.Context, mode string, bound time.Duration) (reply string, err error) {
 	var s Sight
 	c := l.enter(ctx, &s, func(string) {})
 	if c == nil {
-		return "", announced, errors.New(cmp.Or(s.Connect.Text, s.Greeting.Text, s.Login.Text))
+		return "", errors.New(cmp.Or(s.Connect.Text, s.Greeting.Text, s.Login.Text))
 	}
 	defer c.Close()
-	if _, announced, err = l.announced(ctx, c, mode); err != nil {
-		return "", announced, err
+	if _, _, err = l.announced(ctx, c, mode); err != nil {
+		return "", err
 	}
 	c.config.Timeout = bound
 	if _, err = c.command(ctx, 0, "LIST"); err == nil && c.last.Code < 200 {
@@ -261,11 +251,11 @@ func (l Look) Await(ctx context.Context, mode string, bound time.Duration) (repl
 	}
 	switch OutcomeOf(err) {
 	case OK:
-		return c.LastReply(), announced, nil
+		return c.LastReply(), nil
 	case Silent:
-		return "", announced, nil
+		return "", nil
 	}
-	return "", announced, err
+	return "", err
 }
 
 // Ask asks for a data port and has look at it while the server listens there.
