@@ -94,6 +94,18 @@ func ftps(t *testing.T) {
 		t.Errorf("a client in clear text is let in, or not told why not: %d\n%s", r.code, r.stdout)
 	}
 
+	// A server whose TLS 1.2 has no session tickets: what resumes by them alone is refused.
+	const limits = "/etc/vsftpd/openssl.cnf"
+	onVsftpd(t, "busybox cp "+limits+" "+limits+".kept; echo 'Options = -SessionTicket' >>"+limits)
+	verdicts, r := diagnosed(t, nil, "-f", file)
+	if len(verdicts) == 0 || verdicts[0].ID != "tls" || !strings.Contains(verdicts[0].Cause, "FTP614") || !strings.Contains(verdicts[0].Cause, "session reuse required") {
+		t.Errorf("doctor says of a server that refuses to resume a session: %+v", verdicts)
+	} else {
+		t.Logf("session reuse refused: %.1f s: %s", r.took.Seconds(), verdicts[0].Cause)
+	}
+	onVsftpd(t, "busybox mv "+limits+".kept "+limits)
+	with(file, "verify").must(t)
+
 	// Somebody puts a certificate that has run out into the Secret, and a pod starts with it.
 	certificate, key, err := ca.Issue(pki.Subject{CommonName: "expired", Addresses: address, Life: -time.Hour})
 	if err != nil {
@@ -107,7 +119,7 @@ func ftps(t *testing.T) {
 		within(t, time.Minute, what, func() bool { return ok(shown(t)) })
 	}
 	restarted("the server shows another certificate", func(serial string) bool { return serial != "" && serial != first })
-	verdicts, r := diagnosed(t, nil, "-f", file)
+	verdicts, r = diagnosed(t, nil, "-f", file)
 	if len(verdicts) == 0 || verdicts[0].ID != "tls" || !strings.Contains(verdicts[0].Cause, "expired") {
 		t.Errorf("doctor says of a certificate that has run out: %+v", verdicts)
 	} else {

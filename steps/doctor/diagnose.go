@@ -434,8 +434,10 @@ func (d *diagnosis) deadPorts(workers []string, cells map[string][]Cell) {
 				continue
 			}
 			tried++
-			for p := range c.Ports.Failed {
-				ways[p] = append(ways[p], c)
+			for p, f := range c.Ports.Failed {
+				if f.Outcome != ftp.Unsafe { // the server answered there: encryption tells why
+					ways[p] = append(ways[p], c)
+				}
 			}
 		}
 	}

@@ -225,6 +225,15 @@ func TestDiagnose(t *testing.T) {
 		{"certificate that has expired", func(f *Facts) {
 			f.Here.Login, f.Here.Tries = ftp.Stage{Outcome: ftp.Unsafe, Text: "the certificate expired at 2026-11-22 [FTP611]"}, nil
 		}, "tls", Likely, "FTP611"},
+		{"server that resumes no session of TLS", func(f *Facts) {
+			text := "the data connection did not resume the TLS session of the control connection: 522 session reuse required [FTP614]"
+			for i := range f.Here.Tries {
+				f.Here.Tries[i].List = ftp.Stage{Outcome: ftp.Unsafe, Text: text}
+			}
+			f.Through.close(ftp.Unsafe, text, 21101, 21107)
+			f.cells(edge, func(c *Cell) { c.Ports.close(ftp.Unsafe, text, 21103) })
+			f.Boxes[0].OwnPorts.close(ftp.Unsafe, text, 21102)
+		}, "tls", Likely, "FTP614"},
 		{"server refuses the account", func(f *Facts) { f.Here.Login, f.Here.Tries = stage(ftp.Denied), nil }, "login-refused", Likely, "although the pod was started"},
 		{"greeting", func(f *Facts) {
 			slow := func(s *ftp.Sight) { s.Greeting = ftp.Stage{Outcome: ftp.OK, Took: 5 * time.Second} }
