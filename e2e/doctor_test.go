@@ -432,12 +432,12 @@ func idleWorker(t *testing.T) string {
 	return ""
 }
 
-// rolledOut waits until the pods are of a template that has a text, and serve.
+// rolledOut waits until the only pod is of a template that has a text, and serves.
 func rolledOut(t *testing.T, text string) {
 	t.Helper()
 	within(t, 60*time.Second, "a pod with "+text+" serves", func() bool {
 		pods := byHand(t, "api", "GET", "/api/v1/namespaces/ftp/pods")
-		return strings.Contains(pods, text) && strings.Count(pods, `"podIP":`) == 1 && strings.Contains(pods, `"ready":true`)
+		return strings.Contains(pods, text) && strings.Count(pods, `"podIP":`) == 1 && strings.Contains(pods, `"ready":true`) && !strings.Contains(pods, `"deletionTimestamp":`)
 	})
 }
 

@@ -116,6 +116,7 @@ func ftps(t *testing.T) {
 	restarted := func(what string, ok func(serial string) bool) {
 		t.Helper()
 		byHand(t, "api", "DELETE", "/api/v1/namespaces/ftp/pods")
+		rolledOut(t, "vsftpd") // the one before may show the new certificate for a moment, too
 		within(t, time.Minute, what, func() bool { return ok(shown(t)) })
 	}
 	restarted("the server shows another certificate", func(serial string) bool { return serial != "" && serial != first })
