@@ -31,8 +31,6 @@ func forecastIsFact(t *testing.T) {
 		// An upload holds its passive port, which a test of every port then waits for in vain.
 		"  target = vip.ftp\n", "  target = vip.ftp\n  every_port = false\n",
 		"  target = lb_group.ftp.standby\n", "  target = lb_group.ftp.standby\n  every_port = false\n",
-		// Else it is left to chance which box takes the VIP when the new pod is there.
-		"  virtual_router  = 51\n", "  virtual_router  = 51\n  probe = \"frontend\"\n",
 	}
 	var newer, bigger []string // the edits of version and memory
 	password := shell(t, "jump", `printf %s "$FTPDEPLOY_VAR_ftp_password"`)
@@ -61,6 +59,10 @@ func forecastIsFact(t *testing.T) {
 			given = "rotated-" + password
 			return nil
 		}, []string{"reload"}, 0, 0},
+		{"another NodePort", func(*testing.T) []string {
+			edits = append(edits, `node_port = 30021`, `node_port = 30022`)
+			return nil
+		}, []string{"reload", "reload"}, uploads, 1},
 		{"package upgraded", func(t *testing.T) []string {
 			newer = []string{"  haproxy {\n", "  haproxy {\n    version = \"" + offerHAProxy(t) + "\"\n"}
 			return []string{"--drain", "cut"}
@@ -74,7 +76,7 @@ func forecastIsFact(t *testing.T) {
 			has, _ := holder(t)
 			return []string{"--replace", "lb." + has}
 		}, []string{"replace"}, uploads, 1},
-	}[:times(3, 6)] {
+	}[:times(4, 7)] {
 		t.Run(c.name, func(t *testing.T) {
 			stop := upload(t, given)
 			defer stop()

@@ -135,11 +135,25 @@ func (f *forecast) onService(i *plan.Impact, name string, c plan.Change) {
 			if c.Effect == plan.Rollout || c.Effect == plan.Restart {
 				i.Cut += f.cut(s, service)
 			}
-			if alone(s.services(), service) && c.Effect == plan.Rollout && len(s.group.Boxes) > 1 {
-				i.Note = "no box holds the VIP while no pod serves; it may come back on the other one"
+		}
+	}
+	for _, s := range f.hosts {
+		for _, service := range s.services() {
+			if service.Name == name && f.holder[service.VIP] == s && len(s.group.Boxes) > 1 && alone(s.services(), service) && leavesBoxes(service, c) {
+				i.Cut += f.cut(s, behind(s.services(), service.VIP)...)
+				i.VIPMoves += f.move(service.VIP, s, c)
+				i.Note = "no box has a worker until the first one is changed, and then the VIP goes there"
+				return
 			}
 		}
 	}
+}
+
+// leavesBoxes tells whether a change of a service's objects has the boxes ask for it
+// where it is no more. Who repairs what others changed brings it back to them.
+func leavesBoxes(s *blueprints.Service, c plan.Change) bool {
+	control := fmt.Sprintf(`[port=%d,protocol="TCP"].nodePort`, s.ControlPort)
+	return c.Action == plan.Update && c.Cause.Kind != plan.ByDrift && slices.ContainsFunc(c.Detail.Fields, func(f plan.Field) bool { return strings.HasSuffix(f.Path, control) })
 }
 
 // onBox is the impact of a change of a box or of its machine.
@@ -190,8 +204,8 @@ func (f *forecast) drain(i *plan.Impact, s *hostStep, held []*blueprints.VIP, c 
 	}
 }
 
-// alone tells whether a VIP leaves its box when the service has no pod: unless
-// the VIP's probe asks for no more than HAProxy, or another service keeps it.
+// alone tells whether a box is to have a VIP only while a service's workers answer it:
+// unless the VIP's probe asks for no more than HAProxy, or another service keeps it.
 func alone(all []*blueprints.Service, s *blueprints.Service) bool {
 	return s.VIP.Probe == "frontend-and-backend" && len(behind(all, s.VIP)) == 1
 }

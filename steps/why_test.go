@@ -124,8 +124,12 @@ func TestWhyAndWhatItCosts(t *testing.T) {
 		return func(_ *testing.T, top *blueprints.Topology) planned {
 			k := &kubernetes{workload: workload{top, top.Services[0]}}
 			ref := kube.Ref{Kind: kind, Namespace: "ftp", Name: name}
+			var fields []plan.Field
+			for _, d := range deltas {
+				fields = append(fields, plan.Field{Path: d.Path, Before: d.Before, After: d.After})
+			}
 			return planned{k.Name(), []plan.Change{{
-				Action: plan.Update, Target: ref.String(), Reason: reason(deltas), Cause: k.cause(ref, deltas), Effect: effect,
+				Action: plan.Update, Target: ref.String(), Reason: reason(deltas), Cause: k.cause(ref, deltas), Effect: effect, Detail: plan.Diff{Fields: fields},
 				Do: func(context.Context, func(string)) error { return nil },
 			}}}
 		}
@@ -210,6 +214,7 @@ func TestWhyAndWhatItCosts(t *testing.T) {
 		{"the image", edit{`vsftpd:lab"`, `vsftpd:new"`}, object("Deployment", "vsftpd", plan.Rollout, kube.Delta{Path: `spec.template.spec.containers[name="vsftpd"].image`, Before: "old", After: "new"})},
 		{"a NodePort changed by hand", edit{}, object("Service", "vsftpd", plan.NoEffect, nodePort(`spec.ports[port=21104,protocol="TCP"].nodePort`, "31999", "32104", "kubectl-edit"))},
 		{"a NodePort of the blueprint", edit{`node_port_first = 32100`, `node_port_first = 32200`}, object("Service", "vsftpd", plan.NoEffect, nodePort(`spec.ports[port=21104,protocol="TCP"].nodePort`, "32104", "32204", ""))},
+		{"the Service's control NodePort", edit{`node_port = 30021`, `node_port = 30022`}, object("Service", "vsftpd", plan.NoEffect, nodePort(`spec.ports[port=21,protocol="TCP"].nodePort`, "30021", "30022", ""))},
 		{"a volume's size", edit{`size  = "1Gi"`, `size  = "2Gi"`}, object("PersistentVolumeClaim", "vsftpd-home", plan.NoEffect, kube.Delta{Path: "spec.resources.requests.storage", Before: "1Gi", After: "2Gi"})},
 	} {
 		step := planned{}
@@ -259,7 +264,7 @@ func describe(out *strings.Builder, c plan.Change) {
 	for _, s := range c.Cause.Source {
 		fmt.Fprintf(out, "        %s %s:%d,%d\n", s.Address, s.File, s.Start.Line, s.Start.Col)
 	}
-	if c.Effect != plan.NoEffect {
+	if c.Effect != plan.NoEffect || c.Impact.VIPMoves > 0 {
 		fmt.Fprintf(out, "    impact holds %q, %d sessions, %d transfers, %d cut, %d VIP moves", c.Impact.Holds, c.Impact.Sessions, c.Impact.Transfers, c.Impact.Cut, c.Impact.VIPMoves)
 		if c.Impact.Note != "" {
 			fmt.Fprintf(out, "; %s", c.Impact.Note)
