@@ -134,6 +134,8 @@ func (a *app) end(code int, err error) {
 func (a *app) signals(cancel context.CancelCauseFunc) func() {
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// Else a reader of the output that goes away would end the run in the middle of a change.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	over := make(chan struct{})
 	go func() {
 		for n := 0; ; n++ {
