@@ -261,7 +261,7 @@ func (a *app) command() *cobra.Command {
 	f.CountVarP(&a.verbose, "verbose", "v", "say more; twice: still more")
 	f.StringVar(&a.color, "color", "auto", "`when` to colour: auto, always or never")
 	f.BoolVar(&a.noInput, "no-input", false, "never ask")
-	f.DurationVar(&a.timeout, "timeout", time.Hour, "`bound` on the whole run")
+	f.DurationVar(&a.timeout, "timeout", time.Hour, "`bound` on each of looking, changing and proving")
 	f.IntVar(&a.parallel, "parallel", 8, "steps at the same time, at most `N`")
 	f.StringVar(&a.kubeconfig, "kubeconfig", "", "kubeconfig `file` instead of the blueprint's")
 	f.StringVar(&a.context, "context", "", "kubeconfig context `name` instead of the blueprint's")
@@ -450,9 +450,18 @@ func (a *app) confirm(question string) error {
 		return &exitError{1, errors.New("there is nobody to ask; say --yes to go ahead without a question")}
 	}
 	fmt.Fprint(a.stderr, question+" Only \"yes\" is taken as a yes: ")
-	var answer string
-	if _, err := fmt.Fscanln(a.stdin, &answer); err != nil || answer != "yes" {
-		return &exitError{1, errors.New("not confirmed; nothing was changed")}
+	answers := make(chan string, 1)
+	go func() {
+		var answer string
+		_, _ = fmt.Fscanln(a.stdin, &answer) // an error is no yes
+		answers <- answer
+	}()
+	select {
+	case <-a.stop:
+	case answer := <-answers:
+		if answer == "yes" && a.halted() == nil {
+			return nil
+		}
 	}
-	return nil
+	return &exitError{1, errors.New("not confirmed; nothing was changed")}
 }
