@@ -230,10 +230,8 @@ type application struct {
 
 // halt tells why nothing more may begin, or nil.
 func (a *application) halt() error {
-	select {
-	case <-a.stop:
+	if a.stopped() {
 		return ErrStopped
-	default:
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -241,6 +239,15 @@ func (a *application) halt() error {
 		return errNotBegun
 	}
 	return nil
+}
+
+func (a *application) stopped() bool {
+	select {
+	case <-a.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 func (a *application) step(ctx context.Context, i int, before []int) error {

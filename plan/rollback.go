@@ -52,9 +52,10 @@ func (e *RollbackError) add(other RollbackError) {
 const undoBound = 6 * time.Minute
 
 // Rollback puts back what Apply has done, because of a cause that showed
-// afterwards: if all of it can be put back, else nothing is.
-func (p *Plan) Rollback(ctx context.Context, cause error) error {
-	a := &application{Plan: p}
+// afterwards: if all of it can be put back, else nothing is. Nothing is either when
+// stop is closed; ctx, once cancelled, ends it.
+func (p *Plan) Rollback(ctx context.Context, stop <-chan struct{}, cause error) error {
+	a := &application{Plan: p, stop: stop}
 	return a.fail(ctx, cause)
 }
 
@@ -68,24 +69,33 @@ func (a *application) fail(ctx context.Context, cause error) error {
 	if cause == nil || !a.reverses(ctx) {
 		return cause
 	}
+	if a.stopped() && !errors.Is(cause, ErrStopped) {
+		cause = errors.Join(cause, ErrStopped)
+	}
 	all := RollbackError{Cause: cause}
 	all.add(a.rollback)
 	var left []string
 	for _, did := range a.did {
 		left = append(left, stays(did)...)
 	}
+	stay := func(did []Change) {
+		for _, c := range did {
+			all.Left = append(all.Left, c.Target)
+		}
+	}
 	switch {
-	case errors.Is(cause, ErrStopped): // what is done is done
-	case len(left) > 0 || len(all.Left) > 0:
-		// A half of what was done would be a state that nobody has planned.
+	case errors.Is(cause, ErrStopped), // what is done is done
+		len(left) > 0 || len(all.Left) > 0: // a half of what was done would be a state that nobody has planned
 		for _, did := range a.did {
-			for _, c := range did {
-				all.Left = append(all.Left, c.Target)
-			}
+			stay(did)
 		}
 	default:
 		for i := range slices.Backward(a.did) {
-			if len(a.did[i]) > 0 {
+			switch {
+			case len(a.did[i]) == 0:
+			case !a.reverses(ctx): // not any more
+				stay(a.did[i])
+			default:
 				a.evidence(ctx)
 				all.add(a.putBack(ctx, i))
 			}
@@ -141,8 +151,14 @@ func (a *application) putBack(ctx context.Context, i int, foreign ...string) Rol
 	name := e.Step.Name()
 	a.opts.observe(Event{Kind: RollbackStarted, Step: name, Index: i, Changes: did})
 	// Also when the time of the run is over: half a change is worse.
+	asked := ctx
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), undoBound, fmt.Errorf("waited %s for %s to be as before", undoBound, name))
 	defer cancel()
+	defer context.AfterFunc(asked, func() {
+		if errors.Is(asked.Err(), context.Canceled) {
+			cancel()
+		}
+	})()
 	r.Left = stays(did)
 	for _, c := range slices.Backward(did) {
 		if c.Undo == nil {

@@ -124,7 +124,7 @@ func TestRollbackLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	var back *plan.RollbackError
-	if err := p.Rollback(t.Context(), errBroken); !errors.As(err, &back) || !back.Complete() || !errors.Is(err, errBroken) {
+	if err := p.Rollback(t.Context(), nil, errBroken); !errors.As(err, &back) || !back.Complete() || !errors.Is(err, errBroken) {
 		t.Errorf("got %v", err)
 	}
 	if got := strings.Join(log, " "); got != "host/b host/a" || len(first.has)+len(second.has) > 0 {
@@ -201,5 +201,51 @@ func TestStopRollsBack(t *testing.T) {
 	err = p.Apply(t.Context(), stop)
 	if !errors.Is(err, plan.ErrStopped) || strings.Join(log, " ") != "host/b" || len(first.has) != 1 {
 		t.Errorf("%v, undone %q, host/a has %q", err, log, first.has)
+	}
+	var back *plan.RollbackError
+	if !errors.As(err, &back) || back.Complete() || strings.Join(back.Left, " ") != "a" {
+		t.Errorf("it does not say what stays changed: %v", err)
+	}
+}
+
+// TestStoppedRunsAreNotPutBack: who has lost its lock leaves alone what it did, also
+// where its smoke test fails, and so does who is interrupted for the second time, from
+// then on.
+func TestStoppedRunsAreNotPutBack(t *testing.T) {
+	for _, test := range []struct {
+		name, undone, left string
+		stop, cancel       bool // before; while the last step is put back
+	}{
+		{"goes on", "host/b host/a", "", false, false},
+		{"stopped", "", "a a", true, false},
+		{"interrupted", "host/b", "a", false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var log []string
+			first := &ledger{name: "host/a", log: &log, want: []string{"a"}}
+			second := &ledger{name: "host/b", log: &log, want: []string{"a"}, after: []string{"host/a"}}
+			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{first, second}, plan.Options{Rollback: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Apply(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			stop := make(chan struct{})
+			if test.stop {
+				close(stop)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if test.cancel {
+				p.Observe(cancelOn{plan.RollbackDone, cancel})
+			}
+			var back *plan.RollbackError
+			err = p.Rollback(ctx, stop, errBroken)
+			if !errors.As(err, &back) || strings.Join(log, " ") != test.undone || strings.Join(back.Left, " ") != test.left ||
+				!errors.Is(err, errBroken) || errors.Is(err, plan.ErrStopped) != test.stop {
+				t.Errorf("%v, undone %q", err, log)
+			}
+		})
 	}
 }

@@ -131,11 +131,12 @@ func (o *SmokeOptions) settle(ctx context.Context, t *blueprints.Topology, s *bl
 // try runs a block once against each of its addresses: as the blueprint has it,
 // and where that fails as it fits what is deployed.
 func (o *SmokeOptions) try(ctx context.Context, t *blueprints.Topology, s *blueprints.Smoke) []SmokeResult {
-	results := o.run(ctx, t, s, cmp.Or(o.As[s.Name], s))
+	as := cmp.Or(o.As[s.Name], s)
+	results := o.run(ctx, t, s, as)
 	if o.Former == nil || !slices.ContainsFunc(results, func(r SmokeResult) bool { return r.Err != nil }) {
 		return results
 	}
-	if former, err := o.Former(ctx, s); err == nil && former != nil {
+	if former, err := o.Former(ctx, as); err == nil && former != nil {
 		return o.run(ctx, t, s, former)
 	}
 	return results

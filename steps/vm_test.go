@@ -298,7 +298,7 @@ func TestFirstDeployGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	var back *plan.RollbackError
-	if err := made.Rollback(t.Context(), errors.New("the smoke test failed")); !errors.As(err, &back) || !back.Complete() || len(back.Undone) != 5 {
+	if err := made.Rollback(t.Context(), nil, errors.New("the smoke test failed")); !errors.As(err, &back) || !back.Complete() || len(back.Undone) != 5 {
 		t.Errorf("got %v, want all five steps put back", err)
 	}
 	for _, s := range p.steps(t) {

@@ -214,13 +214,14 @@ func (d *deployment) unproven(ctx context.Context, p *plan.Plan, results []steps
 		err = decided.err
 	}
 	var back *plan.RollbackError
-	if err = p.Rollback(ctx, err); errors.As(err, &back) {
+	if err = p.Rollback(ctx, d.stop, err); errors.As(err, &back) {
 		return d.served(ctx, err)
 	}
 	return &exitError{6, err}
 }
 
-// baselineTime bounds the smoke tests before the first change, and backTime how
+// baselineTime bounds the proof of the boxes before the first change, and again the
+// smoke tests there, which leave long_idle out; backTime is how
 // long they may fail after the last one was put back.
 const (
 	baselineTime = 30 * time.Second
@@ -234,12 +235,20 @@ func (d *deployment) baseline(ctx context.Context, smoke bool) {
 	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
 	ctx, cancel := d.cancelOnStop(ctx)
 	defer cancel()
-	ctx, cancel = context.WithTimeout(ctx, baselineTime)
-	defer cancel()
-	if !d.live.Baseline(ctx) || !smoke {
+	look, end := context.WithTimeout(ctx, baselineTime)
+	defer end()
+	if !d.live.Baseline(look) || !smoke {
 		return
 	}
-	results, err := d.live.Serving(ctx, steps.SmokeOptions{})
+	ctx, cancel = context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	brief := map[string]*blueprints.Smoke{}
+	for _, s := range d.topology.Smokes {
+		once := *s
+		once.LongIdle = 0
+		brief[s.Name] = &once
+	}
+	results, err := d.live.Serving(ctx, steps.SmokeOptions{As: brief})
 	d.worked = map[string]*blueprints.Smoke{}
 	for _, r := range results {
 		d.worked[r.Smoke.Name] = r.Smoke
@@ -247,7 +256,9 @@ func (d *deployment) baseline(ctx context.Context, smoke bool) {
 	for _, r := range results {
 		if _, there := d.worked[r.Smoke.Name]; there && r.Err != nil {
 			delete(d.worked, r.Smoke.Name)
-			d.broken = append(d.broken, r.Smoke.Name)
+			if ctx.Err() == nil { // else the time was too short for it, which says nothing
+				d.broken = append(d.broken, r.Smoke.Name)
+			}
 		}
 	}
 	if err != nil && len(results) > 0 {
