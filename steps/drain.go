@@ -153,7 +153,8 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 			if err != nil {
 				return err
 			}
-			return s.leave(ctx, now, now.now.Add(workBound), "", s.drain, report)
+			_, err = s.leave(ctx, now, now.now.Add(workBound), "", s.drain, report)
+			return err
 		},
 		Undo: func(ctx context.Context) error { return s.comeBack(ctx, s.vips()) },
 	}
@@ -212,19 +213,20 @@ func (p drainPolicy) fields() []plan.Field {
 	return []plan.Field{{Path: "sessions", After: text}}
 }
 
-// leave gives the VIPs that the box holds away, until then, and returns when
-// another box has them. A box that holds none only stays away.
-func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by string, policy drainPolicy, report func(string)) error {
+// leave gives the VIPs that the box holds away and returns when another box has them.
+// A box that holds none only stays away. It does until then, and for as long more as
+// it had to wait for sessions: that end is what is returned.
+func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by string, policy drainPolicy, report func(string)) (time.Time, error) {
 	h, err := s.connect(ctx)
 	if err != nil {
-		return err
+		return until, err
 	}
 	ctx, cancel := bounded(ctx, policy.deadline+takerBound+takenBound+actBound, s.box.Name+" to give its VIPs away")
 	defer cancel()
 	if err := s.awaitTaker(ctx, p.vips, report); err != nil {
-		return err
+		return until, err
 	}
-	start := time.Now()
+	start, end := time.Now(), until
 	d, cut := s.drainOf(p.vips), policy.mode == "cut"
 	var open []remote.Connection
 	for {
@@ -234,6 +236,7 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 		}
 		sessions, clients := s.sessions(open)
 		text := fmt.Sprintf("%s of %s", counted(sessions, "session"), listed(clients))
+		until = end.Add(time.Since(start).Truncate(time.Second))
 		switch left := policy.deadline - time.Since(start); {
 		case left > 0:
 			report(fmt.Sprintf("waiting for %s, at most %s", text, left.Round(time.Second)))
@@ -241,15 +244,12 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 			report("cutting " + text)
 			cut = true
 		default:
-			return fmt.Errorf("%s still has %s after drain_deadline, %s, and nothing was cut: try again in a quieter hour, or say --drain deadline or --drain cut",
+			return until, fmt.Errorf("%s still has %s after drain_deadline, %s, and nothing was cut: try again in a quieter hour, or say --drain deadline or --drain cut",
 				s.box.Name, text, policy.deadline)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if len(p.vips) == 0 {
-		return nil
+	if err != nil || len(p.vips) == 0 {
+		return until, err
 	}
 	done := Drained{Box: s.box.Name, VIPs: d.VIPs, Waited: time.Since(start), cut: open}
 	done.Sessions, done.Clients = s.sessions(open)
@@ -258,9 +258,9 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 	}
 	report(done.String())
 	if err := s.taken(ctx, p.vips, report); err != nil {
-		return errors.Join(err, s.comeBack(ctx, p.vips))
+		return until, errors.Join(err, s.comeBack(ctx, p.vips))
 	}
-	return nil
+	return until, nil
 }
 
 // sessions counts the control connections, and names each client once.
@@ -552,8 +552,9 @@ func (s *drainStep) Plan(ctx context.Context, _ plan.Goal) ([]plan.Change, error
 		Action: plan.Run, Target: s.box.Name + ":drain", Want: "away", Reason: "you ask for it",
 		Detail: plan.Diff{Fields: []plan.Field{{Path: "takes no VIP until", After: end.String()}}},
 		From:   "holds no VIP",
-		Do: func(ctx context.Context, report func(string)) error {
-			return s.leave(ctx, p, s.end, s.who, s.drain, report)
+		Do: func(ctx context.Context, report func(string)) (err error) {
+			s.end, err = s.leave(ctx, p, s.end, s.who, s.drain, report)
+			return err
 		},
 		Undo: func(ctx context.Context) error { return s.comeBack(ctx, s.vips()) },
 	}

@@ -82,8 +82,9 @@ func TestLeave(t *testing.T) {
 	p.hostStep.drained = func(d Drained) { left = append(left, d) }
 	now := position{vips: []*blueprints.VIP{vip}, now: time.Now()}
 	until := now.now.Add(time.Hour)
+	var end time.Time
 	leave := func(by string, policy drainPolicy) (said string, err error) {
-		err = p.leave(t.Context(), now, until, by, policy, func(s string) { said += s + "\n" })
+		end, err = p.leave(t.Context(), now, until, by, policy, func(s string) { said += s + "\n" })
 		return said, err
 	}
 
@@ -102,11 +103,15 @@ func TestLeave(t *testing.T) {
 	if got := left[0].String(); !strings.HasPrefix(got, "haproxy-a gave 127.0.8.15 away after ") || !strings.HasSuffix(got, " s: 1 session of 127.0.0.1 cut") {
 		t.Error(got)
 	}
-	if got := p.has(t, proxy.DrainedPath); got != fmt.Sprintf("%d root@jump\n", until.Unix()) {
+	// For as long as it waited it stays away longer.
+	if waited := end.Sub(until); waited < time.Second || waited > 30*time.Second {
+		t.Errorf("it waited for a second at least, and stays away %s longer", waited)
+	}
+	if got := p.has(t, proxy.DrainedPath); got != fmt.Sprintf("%d root@jump\n", end.Unix()) {
 		t.Errorf("mark %q", got)
 	}
 	where, err := p.look(t.Context())
-	if err != nil || where.away == nil || where.away.by != "root@jump" || !where.away.until.Equal(until.Truncate(time.Second)) {
+	if err != nil || where.away == nil || where.away.by != "root@jump" || !where.away.until.Equal(end.Truncate(time.Second)) {
 		t.Errorf("position %+v, %v", where, err)
 	}
 	p.edit(t, proxy.DrainedPath, fmt.Sprintf("%d root@jump\n", time.Now().Unix()-1))

@@ -283,7 +283,8 @@ func (s *drillStep) act(ctx context.Context, p position, knockers []*knocker, re
 			}
 		}
 		defer func() { s.drained = told }()
-		return s.leave(ctx, p, p.now.Add(drillHold), s.drill.Who, s.policy(), report)
+		_, err := s.leave(ctx, p, p.now.Add(drillHold), s.drill.Who, s.policy(), report)
+		return err
 	}
 	h, err := s.connect(ctx)
 	if err != nil {
