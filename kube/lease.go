@@ -228,7 +228,7 @@ func joined(a, b map[string]string) map[string]string {
 func (l *Lease) Keep(ctx context.Context) error {
 	every := l.claim.ttl() / 3
 	again := every / 10
-	pause := every
+	pause := max(0, every-time.Since(l.renewed)) // to acquire it may have taken long
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():

@@ -276,10 +276,13 @@ func (c *Client) Apply(ctx context.Context, o Object, force bool) (*Live, error)
 	live, err := c.patch(ctx, what, o, force, false)
 	if wantsRecreate(err) {
 		recreate := []byte(`{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}`)
-		_, err = c.objects.Resource(kinds["Deployment"]).Namespace(o.Ref().Namespace).
-			Patch(ctx, o.Ref().Name, types.StrategicMergePatchType, recreate, metav1.PatchOptions{FieldManager: FieldManager})
+		err = c.try(ctx, what, func(ctx context.Context) error {
+			_, err := c.objects.Resource(kinds["Deployment"]).Namespace(o.Ref().Namespace).
+				Patch(ctx, o.Ref().Name, types.StrategicMergePatchType, recreate, metav1.PatchOptions{FieldManager: FieldManager})
+			return err
+		})
 		if err != nil {
-			return nil, c.explain(what, err)
+			return nil, err
 		}
 		live, err = c.patch(ctx, what, o, force, false)
 	}
@@ -348,9 +351,15 @@ func (c *Client) Delete(ctx context.Context, l *Live, report func(string)) error
 		foreground := metav1.DeletePropagationForeground
 		options.PropagationPolicy = &foreground
 	}
-	err = c.objects.Resource(g).Namespace(l.Namespace).Delete(ctx, l.Name, options)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return c.explain(what, err)
+	err = c.try(ctx, what, func(ctx context.Context) error {
+		err := c.objects.Resource(g).Namespace(l.Namespace).Delete(ctx, l.Name, options)
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	return c.WaitGone(ctx, l, report)
 }
