@@ -158,6 +158,7 @@ func (h *Host) run(ctx context.Context, script string, stdin []byte) ([]byte, er
 		select {
 		case <-ended:
 		case <-time.After(hangUpGrace):
+			h.client.Close() // who does not even say that it hangs up is gone: enter it anew
 		}
 		return nil, context.Cause(ctx)
 	}
