@@ -112,6 +112,10 @@ func (r *render) check() []byte {
 			fmt.Fprintf(&others, "%s) %s ;;\n", v.Name, strings.Join(greet, " & ")+" &")
 		}
 	}
+	nobody := 0 // who cannot be asked may greet
+	if len(r.group.Boxes) == 1 {
+		nobody = 1
+	}
 	return fmt.Appendf(nil, `#!/bin/bash
 %sread -r until _ 2>/dev/null <%s && [ "$until" -gt "$(date +%%s)" ] && exit 1
 served() {
@@ -127,7 +131,7 @@ greets() {
 }
 elsewhere() {
 	case $1 in
-	%s*) return ;;
+	%s*) return %d ;;
 	esac
 	for job in $(jobs -p); do
 		wait "$job" && return
@@ -138,5 +142,5 @@ served "$1" && exit
 [ "$status" = 503 ] && ! elsewhere "$1" && exit 0
 sleep 0.4
 served "$1"
-`, r.header(), DrainedPath, healthHost, healthPort, strings.ReplaceAll(others.String(), "\n", "\n\t"))
+`, r.header(), DrainedPath, healthHost, healthPort, strings.ReplaceAll(others.String(), "\n", "\n\t"), nobody)
 }

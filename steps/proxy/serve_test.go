@@ -66,9 +66,14 @@ func TestServe(t *testing.T) {
 		}
 		config = strings.ReplaceAll(config, r[0], r[1])
 	}
-	script = strings.ReplaceAll(script, fmt.Sprintf("/%s/%d ", healthHost, healthPort), fmt.Sprintf("/%s/%d ", healthHost, free[3]))
-	check := func() bool {
+	passes := func(script string) bool {
+		script = strings.ReplaceAll(script, fmt.Sprintf("/%s/%d ", healthHost, healthPort), fmt.Sprintf("/%s/%d ", healthHost, free[3]))
 		return exec.Command("bash", candidate(t, []byte(script)), top.VIPs[0].Name).Run() == nil
+	}
+	check := func() bool { return passes(script) }
+	lone, err := os.ReadFile("testdata/one-box/ftpdeploy-check")
+	if err != nil {
+		t.Fatal(err)
 	}
 	if check() {
 		t.Fatal("the check passes without HAProxy")
@@ -100,6 +105,9 @@ func TestServe(t *testing.T) {
 		return answers(vip, s.ControlPort) && strings.Contains(answered(), " 503 ")
 	})
 	if !check() {
+		t.Error("without workers the check fails although no other box greets")
+	}
+	if !passes(string(lone)) {
 		t.Error("without workers the check fails although there is no other box")
 	}
 	away := worker(t, other, s.ControlPort)
