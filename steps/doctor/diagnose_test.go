@@ -339,6 +339,18 @@ func TestDiagnose(t *testing.T) {
 	}
 }
 
+// What is edited of another service is none of this one's causes.
+func TestEditsOfAnother(t *testing.T) {
+	w := Wanted{Service: "vsftpd", VIP: vip, VIPName: "ftp"}
+	for section, line := range map[string]string{
+		"backend second_control": "stick on src", "backend second_passive": "server 198.51.100.21 198.51.100.21:+1", "vrrp_instance second {": "priority 1",
+	} {
+		if got := kindOf(w, Edit{Section: section, Want: line}); got != "config-edited" {
+			t.Errorf("%s: %s", section, got)
+		}
+	}
+}
+
 func TestEdits(t *testing.T) {
 	const want = `# ftpdeploy deployment=lab
 defaults

@@ -68,7 +68,10 @@ func kindOf(w Wanted, e Edit) string {
 		word, rest, _ = strings.Cut(e.Want, " ")
 	}
 	vrrp := strings.HasPrefix(e.Section, "vrrp") || strings.HasPrefix(e.Section, "global_defs")
+	kind, name, _ := strings.Cut(strings.TrimSuffix(e.Section, " {"), " ")
 	switch {
+	case (kind == "frontend" || kind == "backend") && !strings.HasPrefix(name, w.Service+"_"), kind == "vrrp_instance" && name != w.VIPName:
+		return "config-edited" // of another service
 	case vrrp && strings.HasPrefix(word, w.VIP.String()+"/") && e.Has != "" && e.Want != "":
 		return "vip-mask"
 	case vrrp:
