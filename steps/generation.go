@@ -335,6 +335,12 @@ func (g *Generation) manifests(s *blueprints.Service, m *manifests) (*manifests,
 		}
 		then.objects[i] = was
 	}
+	for _, name := range slices.Sorted(maps.Keys(g.Texts)) {
+		has := func(o kube.Object) bool { return objectName(s, o.Ref()) == name }
+		if path.Dir(name) == path.Join("kubernetes", s.Name) && goesBack(name) && !slices.ContainsFunc(m.objects, has) {
+			return nil, fmt.Errorf("generation %d has %s, and the blueprint has none: ftp_service %q was of another kind then", g.Number, path.Base(name), s.Name)
+		}
+	}
 	return &then, nil
 }
 
