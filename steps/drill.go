@@ -269,9 +269,14 @@ func (s *drillStep) serviceOf(v *blueprints.VIP) *blueprints.Service {
 func (s *drillStep) act(ctx context.Context, p position, knockers []*knocker, report func(string)) error {
 	var watchers []netip.Addr
 	for _, k := range knockers {
-		if k != nil && !slices.Contains(watchers, k.source) {
+		if k == nil {
+			continue
+		}
+		k.mu.Lock()
+		if !slices.Contains(watchers, k.source) {
 			watchers = append(watchers, k.source)
 		}
+		k.mu.Unlock()
 	}
 	s.except = watchers
 	if !s.drill.Hard {

@@ -23,7 +23,8 @@ const watchBound = 10 * time.Second
 // bound to cut something; whether it lived on, or ended as its client or server
 // wanted, is told by the boxes' sockets and by HAProxy's log.
 type Watch struct {
-	live *Live
+	live    *Live
+	looking sync.Mutex // one look at a time
 
 	mu      sync.Mutex
 	sight   map[*hostStep]*sight
@@ -148,6 +149,9 @@ func (w *Watch) roll(s *blueprints.Service, n int) {
 
 // look holds what was open against what is, on every box that can be entered.
 func (w *Watch) look(ctx context.Context) {
+	// What was open is held against what is: in the order in which it was seen.
+	w.looking.Lock()
+	defer w.looking.Unlock()
 	ctx, cancel := bounded(ctx, watchBound, "a look at what clients have open")
 	defer cancel()
 	var looks []func(context.Context) error
