@@ -132,7 +132,8 @@ func (f *forecast) onService(i *plan.Impact, name string, c plan.Change) {
 			open := f.carried(s, service)
 			i.Sessions += open.sessions
 			i.Transfers += open.transfers
-			if c.Effect == plan.Rollout || c.Effect == plan.Restart {
+			another := c.Action == plan.Delete && !strings.HasSuffix(c.Target, "/"+service.Name) // what an earlier blueprint had beside it
+			if (c.Effect == plan.Rollout || c.Effect == plan.Restart) && !another {
 				i.Cut += f.cut(s, service)
 			}
 		}
