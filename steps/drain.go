@@ -137,6 +137,7 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 			}
 			return s.comeBack(ctx, s.vips())
 		},
+		Undo: func(context.Context) error { return nil }, // what the drain was for goes back without one
 	}
 	if !drains {
 		back.Reason = fmt.Sprintf("a run that broke off has drained it until %s", p.away)
@@ -162,14 +163,12 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 	for _, v := range p.vips {
 		addresses = append(addresses, v.Address)
 	}
-	switch {
-	case moves:
-		drain.From = plan.Unseen
+	// What it holds may have changed by its turn, also by what the run does before.
+	drain.From = plan.Unseen
+	if moves {
 		drain.Reason += ", and a VIP may be there by then"
-	default:
-		drain.From = "holds " + listed(addresses)
-		drain.Reason = "it " + drain.From + ", and " + drain.Reason
-		back.From = drain.From
+	} else {
+		drain.Reason = "it holds " + listed(addresses) + ", and " + drain.Reason
 	}
 	return slices.Concat([]plan.Change{drain}, changes, []plan.Change{back}), nil
 }

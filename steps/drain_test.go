@@ -29,7 +29,7 @@ func TestDrainIsPlanned(t *testing.T) {
 		ends, moves bool
 		want, from  string // from of the first change
 	}{
-		{name: "the holder, for what ends sessions", p: position{vips: []*blueprints.VIP{vip}}, changes: work, ends: true, want: ">drain ~packages >resume", from: "holds 203.0.113.15"},
+		{name: "the holder, for what ends sessions", p: position{vips: []*blueprints.VIP{vip}}, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
 		{name: "the holder, for a reload", p: position{vips: []*blueprints.VIP{vip}}, changes: work, want: "~packages"},
 		{name: "the standby", changes: work, ends: true, want: "~packages"},
 		{name: "the standby, to which the VIP comes before", changes: work, ends: true, moves: true, want: ">drain ~packages >resume", from: plan.Unseen},
@@ -37,7 +37,7 @@ func TestDrainIsPlanned(t *testing.T) {
 		{name: "drained by somebody, no change", p: position{away: &away{until: later, by: "root@jump"}}, want: ""},
 		{name: "drained by a run that broke off", p: position{away: &away{until: later}}, want: ">resume", from: plan.Unseen},
 		{name: "and with work left", p: position{away: &away{until: later}}, changes: work, ends: true, want: "~packages >resume"},
-		{name: "the peer was left drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later}, changes: work, ends: true, want: ">drain ~packages >resume", from: "holds 203.0.113.15"},
+		{name: "the peer was left drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later}, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
 		{name: "the peer is drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later, by: "root@jump"}, changes: work, ends: true, want: "error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -55,6 +55,11 @@ func TestDrainIsPlanned(t *testing.T) {
 			}
 			if len(changes) > 0 && changes[0].From != test.from {
 				t.Errorf("planned from %q, want %q", changes[0].From, test.from)
+			}
+			for _, c := range changes { // else nothing of the run can go back
+				if c.Action == plan.Run && c.Undo == nil && !c.Covered {
+					t.Errorf("%s cannot be undone", c.Target)
+				}
 			}
 		})
 	}

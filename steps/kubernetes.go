@@ -494,7 +494,8 @@ func (k *kubernetes) serving(ctx context.Context, c *kube.Client, live *kube.Liv
 		Action: plan.Run, Target: live.Ref.String(), Reason: "wait until it serves: " + progress, Cause: drifted("", time.Time{}), Effect: plan.NoEffect,
 		// A pod may become ready by itself before its turn comes.
 		From: plan.Unseen, Want: servingPod,
-		Do: func(ctx context.Context, report func(string)) error { return k.await(ctx, c, live.Name, report) },
+		Do:   func(ctx context.Context, report func(string)) error { return k.await(ctx, c, live.Name, report) },
+		Undo: func(context.Context) error { return nil }, // it changed nothing
 	}}, nil
 }
 
