@@ -143,7 +143,7 @@ func (f *forecast) onService(i *plan.Impact, name string, c plan.Change) {
 			if service.Name == name && f.holder[service.VIP] == s && len(s.group.Boxes) > 1 && alone(s.services(), service) && leavesBoxes(service, c) {
 				i.Cut += f.cut(s, behind(s.services(), service.VIP)...)
 				i.VIPMoves += f.move(service.VIP, s, c)
-				i.Note = "no box has a worker until the first one is changed, and then the VIP goes there"
+				i.Note = "no box has a worker until the first one is changed: the VIP goes there, unless the other one follows at once"
 				return
 			}
 		}
