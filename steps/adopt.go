@@ -73,9 +73,6 @@ func (l *Live) adoptBox(ctx context.Context, g *blueprints.Group, b *blueprints.
 	}
 	workers := map[*blueprints.Cluster][]netip.Addr{}
 	for _, c := range l.topology.Clusters {
-		if c.WorkerSelector == "" {
-			continue
-		}
 		nodes, err := l.workers(ctx, c)
 		if err != nil {
 			return nil, err

@@ -175,10 +175,7 @@ func (l *Live) doctorWorkers(ctx context.Context) (workers map[*blueprints.Clust
 	var all sync.WaitGroup
 	for _, c := range l.topology.Clusters {
 		all.Go(func() {
-			found, err := c.Workers, error(nil)
-			if c.WorkerSelector != "" {
-				found, err = l.workers(ctx, c)
-			}
+			found, err := l.workers(ctx, c)
 			mu.Lock()
 			defer mu.Unlock()
 			if workers[c] = found; err != nil {

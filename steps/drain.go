@@ -159,15 +159,15 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 		},
 		Undo: func(ctx context.Context) error { return s.comeBack(ctx, s.vips()) },
 	}
-	var addresses []netip.Addr
-	for _, v := range p.vips {
-		addresses = append(addresses, v.Address)
-	}
 	// What it holds may have changed by its turn, also by what the run does before.
 	drain.From = plan.Unseen
 	if moves {
 		drain.Reason += ", and a VIP may be there by then"
 	} else {
+		var addresses []netip.Addr
+		for _, v := range p.vips {
+			addresses = append(addresses, v.Address)
+		}
 		drain.Reason = "it holds " + listed(addresses) + ", and " + drain.Reason
 	}
 	return slices.Concat([]plan.Change{drain}, changes, []plan.Change{back}), nil

@@ -45,13 +45,7 @@ const pathSessions = 8
 // changes nothing. The order is that of the blueprint. Its error joins why boxes
 // and workers could not be looked at; what a cell lacks is in the cell.
 func (l *Live) Matrix(ctx context.Context) ([]*Cell, error) {
-	workers := func(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr, error) {
-		if c.WorkerSelector == "" {
-			return c.Workers, nil
-		}
-		return l.workers(ctx, c)
-	}
-	cells, err := l.matrix(ctx, workers, l.down, heldBound)
+	cells, err := l.matrix(ctx, l.workers, l.down, heldBound)
 	return l.direct(ctx, cells), err
 }
 

@@ -292,8 +292,12 @@ func together(ctx context.Context, looks []func(context.Context) error) error {
 	return errors.Join(errs...)
 }
 
-// workers are the addresses of the nodes that a cluster's selector matches.
+// workers are those of a cluster: the blueprint's, or the addresses of the nodes that
+// its selector matches now.
 func (l *Live) workers(ctx context.Context, c *blueprints.Cluster) ([]netip.Addr, error) {
+	if c.WorkerSelector == "" {
+		return c.Workers, nil
+	}
 	client, err := l.cluster(ctx, c)
 	if err != nil {
 		return nil, err
