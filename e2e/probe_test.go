@@ -109,7 +109,15 @@ func watchEvery(t *testing.T, every time.Duration, seconds int, act func()) (gap
 	if !acted {
 		t.Fatal("the prober ended before anything was done")
 	}
-	return outage(t, attempts, every), countFailed(attempts), len(attempts)
+	for i, a := range attempts {
+		if a.Error == "" {
+			continue
+		}
+		if failed++; failed <= 5 { // enough to tell what it was
+			t.Logf("session %d, %.2f s after the first, failed after %.2f s: %s", i, a.Start.Sub(attempts[0].Start).Seconds(), a.Took.Seconds(), a.Error)
+		}
+	}
+	return outage(t, attempts, every), failed, len(attempts)
 }
 
 // outage is the longest time in which no session was completed, less the pace of
@@ -140,15 +148,6 @@ func outage(t *testing.T, attempts []attempt, every time.Duration) time.Duration
 		t.Fatalf("the service did not come back: no session of the last %s was completed", tail)
 	}
 	return max(0, longest-every)
-}
-
-func countFailed(attempts []attempt) (n int) {
-	for _, a := range attempts {
-		if a.Error != "" {
-			n++
-		}
-	}
-	return n
 }
 
 // greeting is a session that ends with the server's greeting.

@@ -15,18 +15,11 @@ type Drain struct {
 	// Mark is the file that keeps the machine away: keepalived's check fails while
 	// the time in its first word, in seconds since 1970 by the machine's own clock,
 	// is not over. So nothing has to run for a drain to end, and it outlives a reboot.
-	Mark  string
-	Unit  string       // keepalived's
-	VIPs  []netip.Addr // that leave
-	Ports []Listener   // whose connections are sessions
+	Mark string
+	Unit string       // keepalived's
+	VIPs []netip.Addr // that leave, with whoever is connected to them
 	// Except are clients whose connections are none: those who only watch.
 	Except []netip.Addr
-}
-
-// Listener is a range of TCP ports at an address.
-type Listener struct {
-	Address     netip.Addr
-	First, Last int
 }
 
 // Connection is an established TCP connection to a machine.
@@ -42,7 +35,7 @@ var drainScript string
 
 // Leave has the machine give its VIPs away in order, until then or for others to
 // say in word, one line: keepalived tells its peers that it leaves, and does not
-// take part any more. Where a connection to Ports is open and cut is false, that is
+// take part any more. Where a connection to them is open and cut is false, that is
 // waited for a second or two; the error is then ErrBusy with what is open, and
 // nothing was changed. Else the result is what was cut: the last look and the
 // leaving are one act on the machine.
@@ -87,9 +80,10 @@ func (h *Host) Unfit(ctx context.Context, unit string, check ...string) (string,
 
 // head gives the script what it works on.
 func (d Drain) head() string {
-	var filter []string
-	for _, l := range d.Ports {
-		filter = append(filter, fmt.Sprintf("( src %s and sport >= :%d and sport <= :%d )", bracketed(l.Address), l.First, l.Last))
+	var vips, filter []string
+	for _, v := range d.VIPs {
+		vips = append(vips, v.String())
+		filter = append(filter, "src "+bracketed(v))
 	}
 	text := strings.Join(filter, " or ")
 	if len(filter) > 0 && len(d.Except) > 0 {
@@ -97,10 +91,6 @@ func (d Drain) head() string {
 		for _, a := range d.Except {
 			text += " and not dst " + bracketed(a)
 		}
-	}
-	var vips []string
-	for _, v := range d.VIPs {
-		vips = append(vips, v.String())
 	}
 	return fmt.Sprintf("k=%s u=%s filter=%s vips=%s\n", quote(d.Mark), quote(d.Unit), quote(text), quote(strings.Join(vips, " ")))
 }

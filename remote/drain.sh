@@ -3,7 +3,7 @@ die() { echo "$*" >&2; exit 1; }
 # The kernel is asked, and not HAProxy: it knows the connections of a worker that a
 # reload has left behind too.
 connections() {
-	[ "$filter" ] || return 0 # no service is behind the VIPs
+	[ "$filter" ] || return 0 # it has no VIP
 	v=$(ss -Htn state established "$filter" 2>&1) || die "ss: $v"
 	[ -z "$v" ] || echo "$v" | while read -r _ _ l p _; do echo "$l $p"; done
 }

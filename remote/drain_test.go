@@ -25,8 +25,7 @@ func TestDrain(t *testing.T) {
 	port := listeners["vip"].Addr().(*net.TCPAddr).Port
 	listeners["own"] = listen(t, fmt.Sprintf("127.0.9.11:%d", port))
 	d := Drain{
-		Mark: b.Root + "/var/lib/ftpdeploy/drained", Unit: "keepalived.service", VIPs: []netip.Addr{vip},
-		Ports: []Listener{{vip, port, port}, {netip.MustParseAddr("2001:db8::15"), 1, 2}},
+		Mark: b.Root + "/var/lib/ftpdeploy/drained", Unit: "keepalived.service", VIPs: []netip.Addr{vip, netip.MustParseAddr("2001:db8::15")},
 	}
 	until := time.Now().Add(time.Hour)
 	clients := map[string]net.Conn{"vip": connect(t, listeners["vip"]), "own": connect(t, listeners["own"])}

@@ -57,6 +57,7 @@ func (a *away) String() string { return a.until.UTC().Format("2006-01-02 15:04:0
 // position is what decides whether a box can be drained, or is.
 type position struct {
 	vips []*blueprints.VIP // that it holds
+	held []netip.Addr      // the addresses at which it does
 	away *away             // nil = it takes part
 	now  time.Time         // by its own clock
 }
@@ -64,8 +65,9 @@ type position struct {
 func (s *hostStep) position(f *remote.Facts) position {
 	p := position{now: f.Now}
 	for _, v := range s.vips() {
-		if f.Holds(v.Address) {
-			p.vips = append(p.vips, v)
+		held := slices.DeleteFunc(s.at(v), func(a netip.Addr) bool { return !f.Holds(a) })
+		if len(held) > 0 {
+			p.vips, p.held = append(p.vips, v), append(p.held, held...)
 		}
 	}
 	text := strings.TrimSpace(string(f.Files[s.root+proxy.DrainedPath].Content))
@@ -91,6 +93,21 @@ func (s *hostStep) look(ctx context.Context) (position, error) {
 	return s.position(f), nil
 }
 
+// at are the addresses of a VIP: the blueprint's, and where that has another one now
+// what the box's keepalived.conf had when the run looked at it.
+func (s *hostStep) at(v *blueprints.VIP) []netip.Addr {
+	all := []netip.Addr{v.Address}
+	if s.seen == nil {
+		return all
+	}
+	for _, a := range proxy.VirtualAddresses(s.seen.Files[s.root+proxy.KeepalivedPath].Content)[v.Name] {
+		if a != v.Address {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
 // vips are those of the box's group.
 func (s *hostStep) vips() []*blueprints.VIP {
 	var all []*blueprints.VIP
@@ -106,13 +123,7 @@ func (s *hostStep) vips() []*blueprints.VIP {
 func (s *hostStep) drainOf(vips []*blueprints.VIP) remote.Drain {
 	d := remote.Drain{Mark: s.root + proxy.DrainedPath, Unit: s.daemons()[1].Unit, Except: s.except}
 	for _, v := range vips {
-		d.VIPs = append(d.VIPs, v.Address)
-	}
-	for _, service := range s.topology.Services {
-		if slices.Contains(vips, service.VIP) {
-			d.Ports = append(d.Ports, remote.Listener{Address: service.VIP.Address, First: service.ControlPort, Last: service.ControlPort},
-				remote.Listener{Address: service.VIP.Address, First: service.PassiveFirst, Last: service.PassiveLast})
-		}
+		d.VIPs = append(d.VIPs, s.at(v)...)
 	}
 	return d
 }
@@ -164,11 +175,7 @@ func (s *hostStep) around(p position, changes []plan.Change, ends, moves bool) (
 	if moves {
 		drain.Reason += ", and a VIP may be there by then"
 	} else {
-		var addresses []netip.Addr
-		for _, v := range p.vips {
-			addresses = append(addresses, v.Address)
-		}
-		drain.Reason = "it holds " + listed(addresses) + ", and " + drain.Reason
+		drain.Reason = "it holds " + listed(p.held) + ", and " + drain.Reason
 	}
 	return slices.Concat([]plan.Change{drain}, changes, []plan.Change{back}), nil
 }
@@ -250,7 +257,7 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 	if err != nil || len(p.vips) == 0 {
 		return until, err
 	}
-	done := Drained{Box: s.box.Name, VIPs: d.VIPs, Waited: time.Since(start), cut: open}
+	done := Drained{Box: s.box.Name, VIPs: p.held, Waited: time.Since(start), cut: open}
 	done.Sessions, done.Clients = s.sessions(open)
 	if s.drained != nil {
 		s.drained(done)
@@ -262,13 +269,15 @@ func (s *hostStep) leave(ctx context.Context, p position, until time.Time, by st
 	return until, nil
 }
 
-// sessions counts the control connections, and names each client once.
+// sessions counts the connections that are not for data, and names each client once.
+// The control port may be another one than the blueprint's by now.
 func (s *hostStep) sessions(open []remote.Connection) (n int, clients []netip.Addr) {
 	for _, c := range open {
-		control := slices.ContainsFunc(s.topology.Services, func(v *blueprints.Service) bool {
-			return v.VIP.Address == c.Local.Addr() && v.ControlPort == int(c.Local.Port())
+		port := int(c.Local.Port())
+		data := slices.ContainsFunc(s.topology.Services, func(v *blueprints.Service) bool {
+			return slices.Contains(s.at(v.VIP), c.Local.Addr()) && v.PassiveFirst <= port && port <= v.PassiveLast
 		})
-		if control {
+		if !data {
 			n++
 		}
 		if !slices.Contains(clients, c.Client.Addr()) {
@@ -560,9 +569,9 @@ func (s *drainStep) Plan(ctx context.Context, _ plan.Goal) ([]plan.Change, error
 	if p.away != nil {
 		c.From, c.Detail.Fields[0].Before = "drained", p.away.String()
 	}
-	if d := s.drainOf(p.vips); len(d.VIPs) > 0 {
-		c.From, c.Effect = "holds "+listed(d.VIPs), plan.Restart
-		c.Detail.Fields = append(c.Detail.Fields, plan.Field{Path: "leaves", After: listed(d.VIPs)})
+	if len(p.held) > 0 {
+		c.From, c.Effect = "holds "+listed(p.held), plan.Restart
+		c.Detail.Fields = append(c.Detail.Fields, plan.Field{Path: "leaves", After: listed(p.held)})
 		c.Detail.Fields = append(c.Detail.Fields, s.drain.fields()...)
 	}
 	return []plan.Change{c}, nil

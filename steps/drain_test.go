@@ -19,6 +19,7 @@ import (
 // TestDrainIsPlanned holds when a box is drained for changes, and when it returns.
 func TestDrainIsPlanned(t *testing.T) {
 	vip := &blueprints.VIP{Name: "ftp", Address: netip.MustParseAddr("203.0.113.15")}
+	holding := position{vips: []*blueprints.VIP{vip}, held: []netip.Addr{vip.Address}}
 	later := time.Now().Add(time.Hour)
 	work := []plan.Change{{Action: plan.Update, Target: "haproxy-a:packages"}}
 	for _, test := range []struct {
@@ -29,16 +30,16 @@ func TestDrainIsPlanned(t *testing.T) {
 		ends, moves bool
 		want, from  string // from of the first change
 	}{
-		{name: "the holder, for what ends sessions", p: position{vips: []*blueprints.VIP{vip}}, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
-		{name: "the holder, for a reload", p: position{vips: []*blueprints.VIP{vip}}, changes: work, want: "~packages"},
+		{name: "the holder, for what ends sessions", p: holding, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
+		{name: "the holder, for a reload", p: holding, changes: work, want: "~packages"},
 		{name: "the standby", changes: work, ends: true, want: "~packages"},
 		{name: "the standby, to which the VIP comes before", changes: work, ends: true, moves: true, want: ">drain ~packages >resume", from: plan.Unseen},
 		{name: "drained by somebody", p: position{away: &away{until: later, by: "root@jump"}}, changes: work, ends: true, moves: true, want: "~packages"},
 		{name: "drained by somebody, no change", p: position{away: &away{until: later, by: "root@jump"}}, want: ""},
 		{name: "drained by a run that broke off", p: position{away: &away{until: later}}, want: ">resume", from: plan.Unseen},
 		{name: "and with work left", p: position{away: &away{until: later}}, changes: work, ends: true, want: "~packages >resume"},
-		{name: "the peer was left drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later}, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
-		{name: "the peer is drained", p: position{vips: []*blueprints.VIP{vip}}, peer: &away{until: later, by: "root@jump"}, changes: work, ends: true, want: "error"},
+		{name: "the peer was left drained", p: holding, peer: &away{until: later}, changes: work, ends: true, want: ">drain ~packages >resume", from: plan.Unseen},
+		{name: "the peer is drained", p: holding, peer: &away{until: later, by: "root@jump"}, changes: work, ends: true, want: "error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &hostStep{box: &blueprints.Box{Name: "haproxy-a"}, drain: drainPolicy{"wait", 30 * time.Minute}}
@@ -85,7 +86,7 @@ func TestLeave(t *testing.T) {
 	p.topology.Services = []*blueprints.Service{{VIP: vip, ControlPort: l.Addr().(*net.TCPAddr).Port, PassiveFirst: 1, PassiveLast: 2}}
 	var left []Drained
 	p.hostStep.drained = func(d Drained) { left = append(left, d) }
-	now := position{vips: []*blueprints.VIP{vip}, now: time.Now()}
+	now := position{vips: []*blueprints.VIP{vip}, held: []netip.Addr{vip.Address}, now: time.Now()}
 	until := now.now.Add(time.Hour)
 	var end time.Time
 	leave := func(by string, policy drainPolicy) (said string, err error) {
@@ -153,5 +154,29 @@ func TestDrainCommand(t *testing.T) {
 	b.hostStep.connect = func(context.Context) (*remote.Host, error) { return nil, ErrAbsent }
 	if _, err := drain.Plan(t.Context(), plan.Present); err == nil || !strings.Contains(err.Error(), "look whether haproxy-b can take the VIPs") {
 		t.Errorf("got %v without a peer", err)
+	}
+}
+
+// TestHolderOfFormerAddress holds that a box which has a VIP at the address of before
+// is its holder: it acts after the others, and what is connected there is drained.
+func TestHolderOfFormerAddress(t *testing.T) {
+	src := fromLab(t)
+	now := load(t, src, edit{`address         = "203.0.113.15"`, `address         = "203.0.113.16"`})
+	before := load(t, src)
+	a, b := asFound(t, before, now, 0), asFound(t, before, now, 1)
+	standbyFirst([]*hostStep{a, b}, nil)
+	if !slices.Equal(a.after, []string{b.Name()}) || len(b.after) > 0 {
+		t.Errorf("%s acts after %q, and %s after %q", a.Name(), a.after, b.Name(), b.after)
+	}
+	changes, err := a.around(a.start, []plan.Change{{Action: plan.Update, Target: "haproxy-a:packages"}}, true, false)
+	if err != nil || targets(changes) != ">drain ~packages >resume" || !strings.HasPrefix(changes[0].Reason, "it holds 203.0.113.15, and ") {
+		t.Errorf("planned %q, %v", targets(changes), err)
+	}
+	former := netip.MustParseAddr("203.0.113.15")
+	if d := a.drainOf(a.start.vips); !slices.Contains(d.VIPs, former) {
+		t.Errorf("leaves %v", d.VIPs)
+	}
+	if n, clients := a.sessions([]remote.Connection{{Local: netip.AddrPortFrom(former, 2121)}, {Local: netip.AddrPortFrom(former, 21100)}}); n != 1 || len(clients) != 1 {
+		t.Errorf("%d sessions of %v, want one at a control port that is no more", n, clients)
 	}
 }

@@ -122,14 +122,10 @@ func (s *drillStep) Plan(ctx context.Context, _ plan.Goal) ([]plan.Change, error
 	if err != nil {
 		return nil, err
 	}
-	var addresses []netip.Addr
-	for _, v := range p.vips {
-		addresses = append(addresses, v.Address)
-	}
 	c := plan.Change{
 		Action: plan.Run, Target: s.box.Name + ":drill", Effect: plan.Restart, Reason: "you ask for it",
-		From: "holds " + listed(addresses), Want: "another box holds " + listed(addresses),
-		Detail: plan.Diff{Fields: []plan.Field{{Path: "loses", After: listed(addresses)}}},
+		From: "holds " + listed(p.held), Want: "another box holds " + listed(p.held),
+		Detail: plan.Diff{Fields: []plan.Field{{Path: "loses", After: listed(p.held)}}},
 		Do:     func(ctx context.Context, report func(string)) error { return s.run(ctx, p, report) },
 		Undo:   func(ctx context.Context) error { return s.mend(ctx, p) },
 	}

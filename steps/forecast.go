@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
+	"github.com/ftpdeploy/ftpdeploy/steps/proxy"
 )
 
 // Forecast says of each change of p, which was made from the last List, what it
@@ -73,7 +75,7 @@ func newForecast(hosts []*hostStep) *forecast {
 		}
 		f.open[s] = s.carries(seen)
 		for _, v := range s.topology.VIPs {
-			if v.Group == s.group && seen != nil && seen.Holds(v.Address) {
+			if v.Group == s.group && seen != nil && slices.ContainsFunc(s.at(v), seen.Holds) {
 				f.holder[v] = s
 			}
 		}
@@ -178,11 +180,26 @@ func (f *forecast) onBox(i *plan.Impact, s *hostStep, c plan.Change) {
 		}
 	case slices.Contains(c.Needs, VIPChange):
 		for _, v := range held {
-			i.Cut += f.cut(s, behind(s.services(), v)...)
+			if len(s.at(v)) > 1 {
+				i.Cut += f.cut(s, behind(s.services(), v)...)
+			}
 		}
 	case c.Effect == plan.Reload && open != (traffic{}) && strings.HasSuffix(c.Target, ":haproxy.service"):
-		i.Note = fmt.Sprintf("the worker that carries them may live up to %s (hard_stop_after)", short(s.group.HAProxy.HardStopAfter))
+		i.Note = fmt.Sprintf("the worker that carries them may live up to %s (hard_stop_after)", s.hardStop())
 	}
+}
+
+// hardStop is how long a worker lives at most that a reload leaves behind: it goes by
+// what was configured when it began.
+func (s *hostStep) hardStop() string {
+	if s.seen != nil {
+		for line := range bytes.Lines(s.seen.Files[s.root+proxy.HAProxyPath].Content) {
+			if words := bytes.Fields(line); len(words) == 2 && string(words[0]) == "hard-stop-after" {
+				return string(words[1])
+			}
+		}
+	}
+	return short(s.group.HAProxy.HardStopAfter)
 }
 
 // drain is the impact of giving the VIPs of a box away: by its policy what is

@@ -33,6 +33,12 @@ func (s *hostStep) ports() []remote.Ports {
 	return all
 }
 
+// addresses are where the box serves a service, with what addressOf says also at an
+// address that the VIP had before.
+func (s *hostStep) addresses(service *blueprints.Service) []netip.Addr {
+	return append(s.at(service.VIP), addressesOf(s.topology, s.box, service)[1:]...)
+}
+
 // addressesOf are where a box serves a service: the VIP, and the box's own address
 // where it has one for it.
 func addressesOf(t *blueprints.Topology, b *blueprints.Box, s *blueprints.Service) []netip.Addr {
@@ -75,7 +81,7 @@ func (s *hostStep) carries(f *remote.Facts) map[*blueprints.Service]traffic {
 	for _, service := range s.services() {
 		var open [2]int
 		for i, ports := range portsOf(service) {
-			for _, a := range addressesOf(s.topology, s.box, service) {
+			for _, a := range s.addresses(service) {
 				open[i] += f.Open[ports][a]
 			}
 		}

@@ -211,12 +211,14 @@ func (w *Watch) dropped(d Drained) {
 // settle decides what became of a box's sessions since the last look.
 func (w *Watch) settle(s *hostStep, t *remote.Traffic) {
 	now := &sight{since: t.At, open: map[session]bool{}, holds: map[*blueprints.VIP]bool{}, masters: map[*blueprints.VIP][]float64{}}
-	lost := map[*blueprints.VIP]bool{}
+	lost := map[netip.Addr]bool{}
 	links := remote.Facts{Links: t.Links}
 	for _, v := range s.topology.VIPs {
 		if v.Group == s.group {
-			now.holds[v] = links.Holds(v.Address)
-			lost[v] = !now.holds[v]
+			now.holds[v] = slices.ContainsFunc(s.at(v), links.Holds)
+			for _, a := range s.at(v) {
+				lost[a] = !links.Holds(a)
+			}
 			for _, m := range t.Masters {
 				if m.Instance == v.Name {
 					now.masters[v] = append(now.masters[v], m.At)
@@ -226,7 +228,7 @@ func (w *Watch) settle(s *hostStep, t *remote.Traffic) {
 	}
 	for _, c := range t.Open {
 		// A connection whose address has left the box stands for a while, and leads nowhere.
-		if o, ok := w.session(s, c); ok && (!lost[o.service.VIP] || c.Local.Addr() != o.service.VIP.Address) {
+		if o, ok := w.session(s, c); ok && !lost[c.Local.Addr()] {
 			now.open[o] = true
 		}
 	}
@@ -258,7 +260,7 @@ func torn(how string) bool { return len(how) == 2 && strings.IndexByte("SDUKIR",
 func (w *Watch) session(s *hostStep, c remote.Connection) (session, bool) {
 	for _, service := range s.services() {
 		inRange := func(p remote.Ports) bool { return p.First <= int(c.Local.Port()) && int(c.Local.Port()) <= p.Last }
-		if slices.Contains(addressesOf(s.topology, s.box, service), c.Local.Addr()) && slices.ContainsFunc(portsOf(service), inRange) {
+		if slices.Contains(s.addresses(service), c.Local.Addr()) && slices.ContainsFunc(portsOf(service), inRange) {
 			return session{service, s.box, c}, true
 		}
 	}

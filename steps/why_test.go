@@ -94,9 +94,31 @@ func asApplied(t *testing.T, topology *blueprints.Topology, n int) *hostStep {
 	if n == 0 {
 		vip := topology.VIPs[0].Address
 		f.Links = []remote.Link{{Name: "frontend", Addresses: []netip.Prefix{netip.PrefixFrom(vip, 24)}}}
-		f.Open = map[remote.Ports]map[netip.Addr]int{{First: 21, Last: 21}: {vip: 3}, {First: 21100, Last: 21110}: {vip: 2}}
+		f.Open = opened(s, vip)
 	}
 	s.seen = f
+	return s
+}
+
+// opened are three sessions and two transfers, as a box counts them that is asked for
+// the ports of the blueprint.
+func opened(s *hostStep, vip netip.Addr) map[remote.Ports]map[netip.Addr]int {
+	t := &remote.Traffic{}
+	for _, port := range []uint16{21, 21, 21, 21101, 21104} {
+		t.Open = append(t.Open, remote.Connection{Local: netip.AddrPortFrom(vip, port)})
+	}
+	return s.counts(t).Open
+}
+
+// asFound is a box of the lab as an apply of another blueprint has left it.
+func asFound(t *testing.T, before, now *blueprints.Topology, n int) *hostStep {
+	t.Helper()
+	s := asApplied(t, now, n)
+	s.seen = asApplied(t, before, n).seen
+	if n == 0 {
+		s.seen.Open = opened(s, before.VIPs[0].Address)
+	}
+	s.start = s.position(s.seen)
 	return s
 }
 
@@ -144,16 +166,15 @@ func TestWhyAndWhatItCosts(t *testing.T) {
 	}
 	box := func(n int, happened func(*remote.Facts)) func(*testing.T, *blueprints.Topology) planned {
 		return func(t *testing.T, top *blueprints.Topology) planned {
-			before := asApplied(t, load(t, src), n)
+			now := asFound(t, load(t, src), top, n)
 			if happened != nil {
-				happened(before.seen)
+				happened(now.seen)
 			}
-			now := asApplied(t, top, n)
 			files, err := now.files(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			changes, err := (&hostLook{hostStep: now, files: files, facts: before.seen}).changes()
+			changes, err := (&hostLook{hostStep: now, files: files, facts: now.seen}).changes()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -221,7 +242,7 @@ func TestWhyAndWhatItCosts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			step = c.makes(t, load(t, src, c.edit))
 			top, before := load(t, src, c.edit), load(t, src)
-			l := &Live{topology: top, steps: []*hostStep{asApplied(t, before, holder), asApplied(t, before, standby)}}
+			l := &Live{topology: top, steps: []*hostStep{asFound(t, before, top, holder), asFound(t, before, top, standby)}}
 			p, err := plan.Make(t.Context(), plan.Present, []plan.Step{step}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,25 +11,33 @@ import (
 // MovesVIP tells whether an address that the keepalived.conf before gives to
 // clients is not one of after.
 func MovesVIP(before, after []byte) bool {
-	still := virtualAddresses(after)
-	return slices.ContainsFunc(virtualAddresses(before), func(a string) bool { return !slices.Contains(still, a) })
+	flat := func(keepalived []byte) []netip.Addr {
+		return slices.Concat(slices.Collect(maps.Values(VirtualAddresses(keepalived)))...)
+	}
+	still := flat(after)
+	return slices.ContainsFunc(flat(before), func(a netip.Addr) bool { return !slices.Contains(still, a) })
 }
 
-// virtualAddresses are those of the virtual_ipaddress blocks, without their masks.
-func virtualAddresses(keepalived []byte) []string {
-	var all []string
-	inside := false
+// VirtualAddresses are those of the virtual_ipaddress blocks of a keepalived.conf, by
+// the names of their vrrp_instance blocks.
+func VirtualAddresses(keepalived []byte) map[string][]netip.Addr {
+	all := map[string][]netip.Addr{}
+	instance, inside := "", false
 	for line := range strings.Lines(string(keepalived)) {
 		words := strings.Fields(line)
 		switch {
 		case len(words) == 0:
+		case words[0] == "vrrp_instance" && len(words) > 1:
+			instance = words[1]
 		case words[0] == "virtual_ipaddress":
 			inside = true
 		case words[0] == "}":
 			inside = false
 		case inside:
-			address, _, _ := strings.Cut(words[0], "/")
-			all = append(all, address)
+			text, _, _ := strings.Cut(words[0], "/")
+			if a, err := netip.ParseAddr(text); err == nil {
+				all[instance] = append(all[instance], a)
+			}
 		}
 	}
 	return all
