@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -69,7 +70,8 @@ var withoutB = []string{
 	`(?s)smoke "standby" .*?\n}\n`, "",
 }
 
-// removed takes a service and a box out of the blueprint: they go, the data stay.
+// removed takes a service and a box out of the blueprint: they go, the data stay. The
+// box holds the VIP; when it is back nobody who is in the middle of a transfer notices.
 func removed(t *testing.T) {
 	both := edited(t, `(?m)^# -+ proof`, secondService+"\n$0")
 	deploy(t, "-f", both, "apply", "--yes").must(t).says(t, "PASS")
@@ -78,7 +80,17 @@ func removed(t *testing.T) {
 	deploy(t, "-f", one, "apply", "--yes").exits(t, 1).says(t, "refused without --allow remove-box: haproxy-b")
 	deploy(t, "-f", one, "plan").must(t).says(t, "removed/haproxy-b", "removed/lab.ftp-second", "not in the blueprint any more",
 		"kept: PersistentVolumeClaim ftp-second/second-home")
-	gone := deploy(t, "-f", one, "apply", "--yes", "--allow", "remove-box").must(t).says(t, "PASS")
+	if has, _ := holder(t); has == boxA {
+		deploy(t, "drain", boxA, "--yes").must(t)
+		deploy(t, "resume", boxA, "--yes").must(t)
+	}
+	var gone result
+	gap, _, _ := watch(t, 20, func() {
+		gone = deploy(t, "-f", one, "apply", "--yes", "--allow", "remove-box").must(t).says(t, "PASS", "leaving/haproxy-b", "the VIP is away for 1.8 s")
+	})
+	if gap > 3*time.Second {
+		t.Errorf("no session for %s while the box that held the VIP went", gap)
+	}
 	if vms := byHand(t, "vms"); strings.Contains(vms, boxB) {
 		t.Errorf("%s is there: %s", boxB, vms)
 	}
@@ -88,12 +100,22 @@ func removed(t *testing.T) {
 	}
 	deploy(t, "-f", one, "plan", "--detailed-exitcode").exits(t, 0).says(t, "No changes", "kept: PersistentVolumeClaim")
 
-	again := deploy(t, "apply", "--yes", "--delete-data", "second/home", "--allow", "delete-data").must(t).says(t, "PASS")
+	stop := upload(t, shell(t, "jump", `printf %s "$FTPDEPLOY_VAR_ftp_password"`))
+	again := deploy(t, "apply", "--yes", "--json", "--delete-data", "second/home", "--allow", "delete-data").must(t)
+	if n := uploading(t); n != uploads {
+		t.Errorf("%d of %d uploads go on", n, uploads)
+	}
+	stop()
+	var end struct{ Forecast, Actual impact }
+	if err := json.Unmarshal([]byte(lastLine(again.stdout)), &end); err != nil || end.Forecast.Cut+end.Forecast.VIPMoves+end.Actual.Cut+end.Actual.VIPMoves != 0 {
+		t.Errorf("a box that is added cuts or moves something (%v): %+v", err, end)
+	}
 	if left := byHand(t, "objects"); strings.Contains(left, "second") {
 		t.Errorf("left of the service: %s", left)
 	}
 	planIsEmpty(t)
-	t.Logf("box and service removed in %.1f s, claim kept; box added again and claim deleted in %.1f s", gone.took.Seconds(), again.took.Seconds())
+	t.Logf("box and service removed in %.1f s, claim kept, gap %.1f s; box added again and claim deleted in %.1f s, 0 of %d uploads cut",
+		gone.took.Seconds(), gap.Seconds(), again.took.Seconds(), uploads)
 }
 
 // replaced makes the standby anew although nothing differs: the other box and the

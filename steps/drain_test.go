@@ -180,3 +180,35 @@ func TestHolderOfFormerAddress(t *testing.T) {
 		t.Errorf("%d sessions of %v, want one at a control port that is no more", n, clients)
 	}
 }
+
+// TestNewcomerLast holds that a box which the holder does not know as its peer yet
+// comes after it, and says that the holder's VIP is away for a moment.
+func TestNewcomerLast(t *testing.T) {
+	src := fromLab(t)
+	before, now := load(t, src), load(t, src)
+	before.Groups[0].Boxes = before.Groups[0].Boxes[:1]
+	a, b := asFound(t, before, now, 0), asApplied(t, now, 1)
+	b.seen = nil
+	a.peers, b.peers = []*hostStep{b}, []*hostStep{a}
+	hosts := []*hostStep{b, a}
+	standbyFirst(hosts, nil)
+	if hosts[0] != a || !slices.Equal(b.after, []string{a.Name()}) || len(a.after) > 0 {
+		t.Errorf("%s acts after %q, and %s after %q", a.Name(), a.after, b.Name(), b.after)
+	}
+	impact := func(s *hostStep) string {
+		return newForecast([]*hostStep{s}).impact(s.Name(), plan.Change{Action: plan.Run, Target: s.box.Name + ":keepalived.service", Effect: plan.Reload}).Note
+	}
+	if got := impact(a); !strings.HasPrefix(got, "the VIP is away for 1.8 s and comes back here") {
+		t.Errorf("forecast %q", got)
+	}
+
+	// One that it knows already, as it was only rebuilt, comes first as any standby.
+	a.seen, a.after, b.after = asApplied(t, now, 0).seen, nil, nil
+	hosts = []*hostStep{a, b}
+	if standbyFirst(hosts, nil); hosts[0] != b || !slices.Equal(a.after, []string{b.Name()}) {
+		t.Errorf("%s acts after %q, and %s after %q", a.Name(), a.after, b.Name(), b.after)
+	}
+	if got := impact(a); got != "" {
+		t.Errorf("forecast %q", got)
+	}
+}

@@ -111,8 +111,12 @@ func (f *forecast) impact(step string, c plan.Change) plan.Impact {
 	kind, name, _ := strings.Cut(step, "/")
 	i := plan.Impact{}
 	i.Seconds, i.Longest = f.seconds(step, c)
-	if kind == "kubernetes" {
+	switch kind {
+	case "kubernetes":
 		f.onService(&i, name, c)
+		return i
+	case "leaving":
+		i.Note = "it is not looked into: what clients have open through it is cut. To wait for them, drain it before you take it out of the blueprint"
 		return i
 	}
 	for _, s := range f.hosts {
@@ -184,9 +188,28 @@ func (f *forecast) onBox(i *plan.Impact, s *hostStep, c plan.Change) {
 				i.Cut += f.cut(s, behind(s.services(), v)...)
 			}
 		}
+	case c.Effect == plan.Reload && strings.HasSuffix(c.Target, ":keepalived.service"):
+		for _, v := range s.vips() {
+			lone := len(s.group.Boxes) == 1 // it has the VIP by then
+			if s.beginsAnew(v) && (lone || slices.Contains(held, v)) {
+				interval := v.AdvertInterval.Seconds()
+				away := 3*interval + float64(256-s.box.Priority)/256*interval // RFC 5798, section 6.1, Master_Down_Interval
+				i.Note = fmt.Sprintf("the VIP is away for %.1f s and comes back here: keepalived begins anew with its first unicast peer, and without its last", away)
+			}
+		}
 	case c.Effect == plan.Reload && open != (traffic{}) && strings.HasSuffix(c.Target, ":haproxy.service"):
 		i.Note = fmt.Sprintf("the worker that carries them may live up to %s (hard_stop_after)", s.hardStop())
 	}
+}
+
+// beginsAnew tells whether a reload takes a VIP for a new one, as it is announced to
+// peers by name from now on, or is no more.
+func (s *hostStep) beginsAnew(v *blueprints.VIP) bool {
+	if s.seen == nil {
+		return false
+	}
+	conf := s.seen.Files[s.root+proxy.KeepalivedPath].Content
+	return len(conf) > 0 && (len(proxy.UnicastPeers(conf)[v.Name]) > 0) != (v.Transport == "unicast" && len(s.group.Boxes) > 1)
 }
 
 // hardStop is how long a worker lives at most that a reload leaves behind: it goes by

@@ -23,6 +23,7 @@ type removedVM struct {
 	name     string
 	client   func(context.Context) (*vsphere.Client, error)
 	after    []string
+	leaves   bool // before it goes: see leavingVM
 }
 
 // Name implements plan.Step.
@@ -56,13 +57,48 @@ func (s *removedVM) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, er
 			return c.Destroy(ctx, s.topology.ID, s.name)
 		},
 	}
-	if vm.On {
+	if vm.On && (!s.leaves || goal == plan.Absent) {
 		change.Effect = plan.Restart
 	}
 	if goal == plan.Present {
 		change.Needs = []string{RemoveBox}
 	}
 	return []plan.Change{change}, nil
+}
+
+// leavingVM shuts down what removedVM takes away later, before the boxes that stay
+// forget it: one that hears no adverts any more takes the VIPs that others hold.
+type leavingVM struct {
+	removedVM
+}
+
+// Name implements plan.Step.
+func (s *leavingVM) Name() string { return "leaving/" + s.name }
+
+// Plan implements plan.Step.
+func (s *leavingVM) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error) {
+	if goal == plan.Absent { // it goes as a whole
+		return nil, nil
+	}
+	c, err := s.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := c.Find(ctx, s.topology.ID, s.name)
+	if errors.Is(err, vsphere.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil || !vm.On {
+		return nil, err
+	}
+	return []plan.Change{{
+		Action: plan.Run, Target: s.name + ":power", Effect: plan.Restart, From: "on", Want: "off", Cause: destroyed(s.topology),
+		Reason: notWanted + ": its guest shuts down in order and hands its VIPs over before the others forget it", Needs: []string{RemoveBox},
+		Do: func(ctx context.Context, report func(string)) error {
+			return c.ShutDown(ctx, s.topology.ID, s.name, report)
+		},
+		Undo: func(ctx context.Context) error { return c.PowerOn(ctx, s.topology.ID, s.name) },
+	}}, nil
 }
 
 // removedNamespace takes away what services left in a namespace where the
@@ -235,8 +271,9 @@ func (s *removedNamespace) claimed(o *kube.Live) bool {
 
 // removals makes the steps that take away what is left over, and divides them:
 // first go those that hold an address or a NodePort which another is about to
-// get, all others last, when what replaces them is there.
-func (l *Live) removals(left leftovers, before []string) (first, last []plan.Step, err error) {
+// get, all others last, when what replaces them is there. The VMs among those leave
+// before the steps of the boxes.
+func (l *Live) removals(left leftovers, before []string) (first []plan.Step, leaving []*leavingVM, last []plan.Step, err error) {
 	var taken []string
 	for _, vm := range left.vms {
 		step := &removedVM{topology: l.topology, name: vm.name, client: func(ctx context.Context) (*vsphere.Client, error) { return l.vcenter(ctx, vm.vcenter) }}
@@ -245,11 +282,12 @@ func (l *Live) removals(left leftovers, before []string) (first, last []plan.Ste
 			first = append(first, step)
 			continue
 		}
-		step.after = before
+		step.after, step.leaves = before, true
 		last = append(last, step)
+		leaving = append(leaving, &leavingVM{removedVM{topology: l.topology, name: vm.name, client: step.client}})
 	}
 	if len(taken) > 1 {
-		return nil, nil, fmt.Errorf("%s: renamed in one run, no box would serve meanwhile. Rename one, apply, then rename the next", strings.Join(taken, ", and "))
+		return nil, nil, nil, fmt.Errorf("%s: renamed in one run, no box would serve meanwhile. Rename one, apply, then rename the next", strings.Join(taken, ", and "))
 	}
 	for _, p := range left.places {
 		step := newRemovedNamespace(l, p.cluster, p.namespace)
@@ -260,7 +298,7 @@ func (l *Live) removals(left leftovers, before []string) (first, last []plan.Ste
 		step.after = before
 		last = append(last, step)
 	}
-	return first, last, nil
+	return first, leaving, last, nil
 }
 
 // successor is the box that gets an address of a VM that goes, nil where none does.

@@ -41,19 +41,42 @@ func TestRemovedVM(t *testing.T) {
 	}
 	gone := p.without()
 	l, left := p.left(t)
-	first, last, err := l.removals(left, []string{"host/haproxy-a"})
-	if err != nil || first != nil || len(last) != 1 || last[0].Name() != "removed/haproxy-b" || !slices.Equal(last[0].After(), []string{"host/haproxy-a"}) {
-		t.Fatalf("%v, %v, %v", first, last, err)
+	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"})
+	if err != nil || first != nil || len(leaving) != 1 || leaving[0].Name() != "leaving/haproxy-b" || len(last) != 1 ||
+		last[0].Name() != "removed/haproxy-b" || !slices.Equal(last[0].After(), []string{"host/haproxy-a"}) {
+		t.Fatalf("%v, %v, %v, %v", first, leaving, last, err)
 	}
-	if changes := planOnly(t, last[0], plan.Absent, p.writes); len(changes) != 1 || changes[0].Needs != nil {
+	if changes := planOnly(t, last[0], plan.Absent, p.writes); len(changes) != 1 || changes[0].Needs != nil || changes[0].Effect != plan.Restart {
 		t.Errorf("to destroy everything is to destroy this too: %+v", changes)
 	}
-	changes := reaches(t, last[0], plan.Present, p.writes)
-	if len(changes) != 1 || changes[0].Action != plan.Delete || changes[0].Effect != plan.Restart || !slices.Equal(changes[0].Needs, []string{RemoveBox}) {
+	if changes := planOnly(t, leaving[0], plan.Absent, p.writes); changes != nil {
+		t.Errorf("what is destroyed leaves before: %+v", changes)
+	}
+	changes := reaches(t, leaving[0], plan.Present, p.writes)
+	if len(changes) != 1 || changes[0].Effect != plan.Restart || !slices.Equal(changes[0].Needs, []string{RemoveBox}) {
 		t.Errorf("%+v", changes)
 	}
 	if p.Calls("ShutdownGuest") == 0 {
 		t.Error("the guest was not asked to shut down: the VIP does not leave in order")
+	}
+	on := func() bool {
+		c, err := p.client(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		vm, err := c.Find(t.Context(), p.topology.ID, gone.Name)
+		return err == nil && vm.On
+	}
+	if on() {
+		t.Error("it has not left")
+	}
+	if err := changes[0].Undo(t.Context()); err != nil || !on() {
+		t.Errorf("it is not on again: %v", err)
+	}
+	reaches(t, leaving[0], plan.Present, p.writes)
+	changes = reaches(t, last[0], plan.Present, p.writes)
+	if len(changes) != 1 || changes[0].Action != plan.Delete || changes[0].Effect == plan.Restart || !slices.Equal(changes[0].Needs, []string{RemoveBox}) {
+		t.Errorf("%+v", changes)
 	}
 	if _, left := p.left(t); left.vms != nil {
 		t.Errorf("left over: %+v", left.vms)
@@ -77,9 +100,9 @@ func TestRenamedBox(t *testing.T) {
 	p.up(t)
 	p.topology.Boxes[1].Name = "haproxy-c"
 	l, left := p.left(t)
-	first, last, err := l.removals(left, []string{"host/haproxy-a"})
-	if err != nil || last != nil || len(first) != 1 || first[0].Name() != "removed/haproxy-b" || first[0].After() != nil {
-		t.Fatalf("%v, %v, %v", first, last, err)
+	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"})
+	if err != nil || last != nil || leaving != nil || len(first) != 1 || first[0].Name() != "removed/haproxy-b" || first[0].After() != nil {
+		t.Fatalf("%v, %v, %v, %v", first, leaving, last, err)
 	}
 	power := newPower(p.topology, p.topology.Boxes[1], p.client, nil, "placement/ftp", "removed/haproxy-b")
 	if !slices.Contains(power.After(), "removed/haproxy-b") {
@@ -93,13 +116,13 @@ func TestRenamedBox(t *testing.T) {
 
 	p.topology.Boxes[0].Name, p.topology.Boxes[1].Name = "haproxy-d", "haproxy-e"
 	l, left = p.left(t)
-	if _, _, err := l.removals(left, nil); err == nil || !strings.Contains(err.Error(), `lb "haproxy-d" gets an address of "haproxy-a", and lb "haproxy-e" gets an address of "haproxy-c": renamed in one run, no box would serve`) {
+	if _, _, _, err := l.removals(left, nil); err == nil || !strings.Contains(err.Error(), `lb "haproxy-d" gets an address of "haproxy-a", and lb "haproxy-e" gets an address of "haproxy-c": renamed in one run, no box would serve`) {
 		t.Errorf("got %v", err)
 	}
 	for i := range p.topology.Boxes[0].NICs {
 		p.topology.Boxes[0].NICs[i].Address = netip.AddrFrom4([4]byte{198, 18, byte(i), 77})
 	}
-	if first, last, err := l.removals(left, nil); err != nil || len(first) != 1 || len(last) != 1 {
+	if first, _, last, err := l.removals(left, nil); err != nil || len(first) != 1 || len(last) != 1 {
 		t.Errorf("%v, %v, %v", first, last, err)
 	}
 }
@@ -128,7 +151,7 @@ func testRemovedNamespace(t *testing.T, c *cluster) {
 	}
 	f.service.Namespace += "-new"
 	l, left := look()
-	first, last, err := l.removals(left, nil)
+	first, _, last, err := l.removals(left, nil)
 	name := "removed/" + f.service.Cluster.Name + "." + was
 	if err != nil || last != nil || len(first) != 1 || first[0].Name() != name {
 		t.Fatalf("%v, %v, %v", first, last, err)
@@ -149,7 +172,7 @@ func testRemovedNamespace(t *testing.T, c *cluster) {
 		t.Errorf("left over: %+v", left)
 	}
 	l, left = look("vsftpd/home")
-	_, last, err = l.removals(left, []string{"kubernetes/vsftpd"})
+	_, _, last, err = l.removals(left, []string{"kubernetes/vsftpd"})
 	if err != nil || len(last) != 1 || left.notes != nil || !slices.Equal(last[0].After(), []string{"kubernetes/vsftpd"}) {
 		t.Fatalf("%+v, %v, %v", left, last, err)
 	}

@@ -41,7 +41,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 			rest = append(rest, "kubernetes/"+s.Name)
 		}
 	}
-	list, last, err := l.removals(seen.left, rest)
+	list, leaving, last, err := l.removals(seen.left, rest)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +104,15 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 			}
 		}
 		list = append(list, newPower(t, b, l.vcenterOf(b), l.without(b.Site.VCenter, seen.inventories[b.Site.VCenter]), after...))
+	}
+	for _, s := range leaving {
+		for _, b := range made { // what takes its place is on by then
+			s.after = append(s.after, "power/"+b.Name)
+		}
+		for _, h := range seen.hosts {
+			h.after = append(h.after, s.Name())
+		}
+		list = append(list, s)
 	}
 	l.steps = seen.hosts
 	for _, h := range seen.hosts {
@@ -404,25 +413,25 @@ func (l *Live) observeHost(ctx context.Context, h *hostStep) error {
 	return err
 }
 
-// standbyFirst puts the boxes that hold a VIP behind the others, in the list. The
-// boxes of a group act one after the other in this order, but on the first day, when
-// none holds anything. One that is made anew is not looked into: it is taken for the
-// holder where no other is.
+// standbyFirst puts the boxes that hold a VIP behind the others, in the list, and
+// behind those the ones that they do not know yet. The boxes of a group act one after
+// the other in this order, but on the first day, when none holds anything. One that is
+// made anew is not looked into: it is taken for the holder where no other is.
 func standbyFirst(hosts []*hostStep, doomed map[*blueprints.Box]string) {
 	holds := func(h *hostStep) bool {
 		return len(h.start.vips) > 0 || doomed[h.box] != "" &&
 			!slices.ContainsFunc(h.peers, func(peer *hostStep) bool { return len(peer.start.vips) > 0 })
 	}
-	slices.SortStableFunc(hosts, func(a, b *hostStep) int {
+	turn := func(h *hostStep) int {
 		switch {
-		case holds(a) == holds(b):
-			return 0
-		case holds(b):
-			return -1
-		default:
+		case slices.ContainsFunc(h.peers, func(peer *hostStep) bool { return peer.ignores(h) }):
+			return 2
+		case holds(h):
 			return 1
 		}
-	})
+		return 0
+	}
+	slices.SortStableFunc(hosts, func(a, b *hostStep) int { return turn(a) - turn(b) })
 	serves := map[*blueprints.Group]bool{}
 	for _, h := range hosts {
 		serves[h.group] = serves[h.group] || holds(h)
@@ -434,6 +443,15 @@ func standbyFirst(hosts []*hostStep, doomed map[*blueprints.Box]string) {
 			}
 		}
 	}
+}
+
+// ignores tells whether the box holds a VIP and sends no adverts to another box of its
+// group: that one would take the VIP too.
+func (s *hostStep) ignores(other *hostStep) bool {
+	return slices.ContainsFunc(s.start.vips, func(v *blueprints.VIP) bool {
+		conf, nic := s.seen.Files[s.root+proxy.KeepalivedPath].Content, other.box.NIC(v.Network)
+		return v.Transport == "unicast" && len(conf) > 0 && nic != nil && !slices.Contains(proxy.UnicastPeers(conf)[v.Name], nic.Address)
+	})
 }
 
 // clusterStep is the step that keeps the cluster's part of a service, nil where

@@ -48,6 +48,10 @@ func TestChangeSaysWhyAndWhatItCosts(t *testing.T) {
 			"because  differs\nimpact   holds vip ftp, 1 session, 0 transfers open: 1 cut, the VIP moves 2 times",
 		},
 		{plan.Change{Reason: "differs", Effect: plan.Reload}, "because  differs"}, // nothing is open
+		{
+			plan.Change{Reason: "goes", Effect: plan.Restart, Impact: plan.Impact{Note: "it is not looked into"}},
+			"because  goes\nimpact   it is not looked into",
+		},
 	} {
 		c.change.Action, c.change.Target = plan.Update, "x"
 		if c.change.Effect == "" {

@@ -140,7 +140,7 @@ func (h *human) change(c planChange) {
 		}
 		fmt.Fprintln(h.out, "      "+word+"  "+line)
 	}
-	if c.Effect != "none" && (c.Impact.Sessions+c.Impact.Transfers > 0 || c.Impact.VIPMoves > 0) {
+	if c.Effect != "none" && (c.Impact.Sessions+c.Impact.Transfers+c.Impact.VIPMoves > 0 || c.Impact.Note != "") {
 		fmt.Fprintln(h.out, "      "+h.paint(dim, "impact")+"   "+impactText(c.Impact))
 	}
 	for _, kind := range c.Needs {
@@ -150,6 +150,9 @@ func (h *human) change(c planChange) {
 
 // impactText says what one change costs.
 func impactText(i plan.Impact) string {
+	if i.Sessions+i.Transfers+i.VIPMoves == 0 && i.Note != "" {
+		return i.Note
+	}
 	var parts []string
 	if len(i.Holds) > 0 {
 		parts = append(parts, "holds vip "+strings.Join(i.Holds, ", "))

@@ -21,6 +21,16 @@ func MovesVIP(before, after []byte) bool {
 // VirtualAddresses are those of the virtual_ipaddress blocks of a keepalived.conf, by
 // the names of their vrrp_instance blocks.
 func VirtualAddresses(keepalived []byte) map[string][]netip.Addr {
+	return addressesIn(keepalived, "virtual_ipaddress")
+}
+
+// UnicastPeers are those of the unicast_peer blocks, likewise.
+func UnicastPeers(keepalived []byte) map[string][]netip.Addr {
+	return addressesIn(keepalived, "unicast_peer")
+}
+
+// addressesIn are the addresses in the blocks of a kind, by their vrrp_instance.
+func addressesIn(keepalived []byte, block string) map[string][]netip.Addr {
 	all := map[string][]netip.Addr{}
 	instance, inside := "", false
 	for line := range strings.Lines(string(keepalived)) {
@@ -29,7 +39,7 @@ func VirtualAddresses(keepalived []byte) map[string][]netip.Addr {
 		case len(words) == 0:
 		case words[0] == "vrrp_instance" && len(words) > 1:
 			instance = words[1]
-		case words[0] == "virtual_ipaddress":
+		case words[0] == block:
 			inside = true
 		case words[0] == "}":
 			inside = false

@@ -61,6 +61,10 @@ func TestDangerousDifferences(t *testing.T) {
 	if WidensRange(haproxy, both) || ShrinksRange(haproxy, both) {
 		t.Error("a port more and other NodePorts: the old ports lead elsewhere")
 	}
+	peers, addresses := UnicastPeers(keepalived), VirtualAddresses(keepalived)
+	if name := production().VIPs[0].Name; len(peers[name]) != 1 || len(addresses[name]) != 1 || peers[name][0] == addresses[name][0] {
+		t.Errorf("peers %v, addresses %v", peers, addresses)
+	}
 	if !MovesVIP(keepalived, nil) {
 		t.Error("a VIP that goes is none that moves")
 	}
