@@ -150,11 +150,13 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 	for _, o := range openings {
 		field := plan.Field{Path: o.nic.Role, After: o.String()}
 		every = append(every, field)
-		if rule, closed := l.closed(o); closed {
-			fields = append(fields, field)
+		for i, rule := range l.closed(o) {
+			if i == 0 {
+				fields = append(fields, field)
+			}
 			rules = append(rules, rule)
 			notes = append(notes, note(rule))
-			if !slices.Contains(l.lines(openedAt), note(rule)) {
+			if !open(l.opened(rule.Zone), rule) {
 				from = append(from, o.from)
 			}
 		}
@@ -179,12 +181,51 @@ func (l *hostLook) open() (plan.Change, bool, error) {
 	}, true, nil
 }
 
-// closed tells whether firewalld keeps out what an opening lets in, by which rule.
-func (l *hostLook) closed(o opening) (remote.FirewallRule, bool) {
+// closed are the rules that firewalld lacks for what an opening lets in. Of ports only
+// those: it joins ranges, and what takes a whole one back would take others with it.
+func (l *hostLook) closed(o opening) []remote.FirewallRule {
 	zone := l.facts.Firewall.Zone(o.nic.Interface)
 	rule := o.rule(zone)
 	z := l.facts.Firewall.Zones[zone]
-	return rule, !open(z.Runtime, rule) || !open(z.Permanent, rule)
+	if open(z.Runtime, rule) && open(z.Permanent, rule) {
+		return nil
+	}
+	if rule.Port == "" {
+		return []remote.FirewallRule{rule}
+	}
+	first, last, protocol := portRange(rule.Port)
+	part := func(a, b int) remote.FirewallRule {
+		ports := strconv.Itoa(a)
+		if a < b {
+			ports += "-" + strconv.Itoa(b)
+		}
+		return remote.FirewallRule{Zone: zone, Port: ports + "/" + protocol}
+	}
+	var lacks []remote.FirewallRule
+	begin := first
+	for p := first; p <= last+1; p++ {
+		if p <= last && (!open(z.Runtime, part(p, p)) || !open(z.Permanent, part(p, p))) {
+			continue
+		}
+		if begin < p {
+			lacks = append(lacks, part(begin, p-1))
+		}
+		begin = p + 1
+	}
+	return lacks
+}
+
+// opened is what we have opened in a zone.
+func (l *hostLook) opened(zone string) remote.ZoneRules {
+	var z remote.ZoneRules
+	for _, line := range l.lines(openedAt) {
+		if r := noted(line); r.Zone == zone && r.Rich != "" {
+			z.Rich = append(z.Rich, r.Rich)
+		} else if r.Zone == zone {
+			z.Ports = append(z.Ports, r.Port)
+		}
+	}
+	return z
 }
 
 // missingRules are those that open adds.
@@ -194,9 +235,7 @@ func (l *hostLook) missingRules() []remote.FirewallRule {
 	}
 	var rules []remote.FirewallRule
 	for _, o := range l.openings() {
-		if rule, closed := l.closed(o); closed {
-			rules = append(rules, rule)
-		}
+		rules = append(rules, l.closed(o)...)
 	}
 	return rules
 }
@@ -206,11 +245,23 @@ func open(z remote.ZoneRules, rule remote.FirewallRule) bool {
 	if z.Target == "ACCEPT" || slices.Contains(z.Rich, rule.Rich) && rule.Rich != "" {
 		return true
 	}
-	first, last, protocol := portRange(rule.Port)
-	return rule.Port != "" && slices.ContainsFunc(z.Ports, func(p string) bool {
-		a, b, other := portRange(p)
-		return other == protocol && a <= first && last <= b
-	})
+	if rule.Port == "" {
+		return false
+	}
+	next, last, protocol := portRange(rule.Port)
+	for next <= last {
+		reaches := next
+		for _, p := range z.Ports {
+			if a, b, other := portRange(p); other == protocol && a <= next && next <= b {
+				reaches = max(reaches, b+1)
+			}
+		}
+		if reaches == next {
+			return false
+		}
+		next = reaches
+	}
+	return true
 }
 
 // portRange reads "21/tcp" and "21100-21110/tcp".

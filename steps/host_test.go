@@ -419,6 +419,9 @@ func TestHostFirewall(t *testing.T) {
 		return `rule family="ipv4" source address="` + a + `" port port="10000" protocol="tcp" accept`
 	}
 	complete := remote.ZoneRules{Ports: []string{"21/tcp", "21000-21200/tcp", "8405/tcp"}, Rich: []string{vrrp, peers("203.0.113.12"), peers("10.20.0.12")}}
+	parts := func(passive ...string) remote.ZoneRules {
+		return remote.ZoneRules{Ports: append([]string{"21/tcp", "8405/tcp"}, passive...), Rich: complete.Rich}
+	}
 	facts := func(runtime, permanent remote.ZoneRules) *remote.Facts {
 		return &remote.Facts{Firewall: remote.Firewall{
 			Firewalld: true, Default: "public", Links: map[string]string{"eth1": "public"},
@@ -430,13 +433,17 @@ func TestHostFirewall(t *testing.T) {
 		facts  *remote.Facts
 		set    string
 		fields int
+		ports  string // that are opened
 		err    string
 	}{
-		{name: "nothing open", facts: facts(remote.ZoneRules{}, remote.ZoneRules{}), fields: 6},
+		{name: "nothing open", facts: facts(remote.ZoneRules{}, remote.ZoneRules{}), fields: 6, ports: "21/tcp 21100-21110/tcp 8405/tcp"},
 		{name: "all open", facts: facts(complete, complete)},
 		{name: "lost at the next boot", facts: facts(complete, remote.ZoneRules{}), fields: 6},
 		{name: "zone trusts", facts: facts(remote.ZoneRules{Target: "ACCEPT"}, remote.ZoneRules{Target: "ACCEPT"})},
-		{name: "half the passive ports", facts: facts(remote.ZoneRules{Ports: []string{"21/tcp", "21100-21101/tcp", "8405/tcp"}, Rich: complete.Rich}, complete), fields: 1},
+		{name: "half the passive ports", facts: facts(remote.ZoneRules{Ports: []string{"21/tcp", "21100-21101/tcp", "8405/tcp"}, Rich: complete.Rich}, complete), fields: 1, ports: "21102-21110/tcp"},
+		{name: "open in parts", facts: facts(parts("21000-21104/tcp", "21105-21110/tcp"), parts("21100-21108/tcp", "21104-21120/tcp"))},
+		{name: "gaps", facts: facts(parts("21000-21104/tcp", "21107/tcp"), complete), fields: 1, ports: "21105-21106/tcp 21108-21110/tcp"},
+		{name: "other gaps at the next boot", facts: facts(parts("21100-21109/tcp"), parts("21101-21110/tcp")), fields: 1, ports: "21100/tcp 21110/tcp"},
 		{name: "left alone", facts: facts(remote.ZoneRules{}, remote.ZoneRules{}), set: "none"},
 		{name: "no firewall", facts: &remote.Facts{}},
 		{name: "firewalld wanted", facts: &remote.Facts{}, set: "firewalld", err: "does not run on haproxy-a"},
@@ -460,6 +467,15 @@ func TestHostFirewall(t *testing.T) {
 			}
 			if err != nil || ok != (test.fields > 0) || len(c.Detail.Fields) != test.fields {
 				t.Errorf("got %+v, %v, want %d openings", c.Detail.Fields, err, test.fields)
+			}
+			var ports []string
+			for _, r := range l.missingRules() {
+				if r.Port != "" {
+					ports = append(ports, r.Port)
+				}
+			}
+			if got := strings.Join(ports, " "); test.ports != "" && got != test.ports {
+				t.Errorf("opens %s, want %s", got, test.ports)
 			}
 		})
 	}
