@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,6 +54,7 @@ type Live struct {
 	vcenters map[*blueprints.VCenter]*connection[*vsphere.Client]
 	hosts    map[*blueprints.Box]*connection[*remote.Host]
 	clusters map[*blueprints.Cluster]*connection[*kube.Client]
+	ways     map[*blueprints.SSH]*connection[*remote.Host] // to where smoke blocks are run from
 
 	steps []*hostStep // of the last List
 	notes []string    // likewise
@@ -108,6 +111,7 @@ func Open(t *blueprints.Topology, o Options) *Live {
 		vcenters: map[*blueprints.VCenter]*connection[*vsphere.Client]{},
 		hosts:    map[*blueprints.Box]*connection[*remote.Host]{},
 		clusters: map[*blueprints.Cluster]*connection[*kube.Client]{},
+		ways:     map[*blueprints.SSH]*connection[*remote.Host]{},
 	}
 	for _, b := range t.Boxes {
 		l.hosts[b] = &connection[*remote.Host]{}
@@ -118,13 +122,18 @@ func Open(t *blueprints.Topology, o Options) *Live {
 	for _, c := range t.Clusters {
 		l.clusters[c] = &connection[*kube.Client]{}
 	}
+	for _, s := range t.Smokes {
+		if s.From != nil {
+			l.ways[s.From] = &connection[*remote.Host]{}
+		}
+	}
 	return l
 }
 
 // Close ends the connections that were made.
 func (l *Live) Close(ctx context.Context) error {
 	var errs []error
-	for _, c := range l.hosts {
+	for _, c := range slices.AppendSeq(slices.Collect(maps.Values(l.hosts)), maps.Values(l.ways)) {
 		if c.made {
 			errs = append(errs, c.value.Close())
 		}

@@ -3,14 +3,20 @@ package steps
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
+	"github.com/ftpdeploy/ftpdeploy/remote/sshtest"
 )
 
 // dead has the boxes of the pair lead to an SSH port that hangs up on all who
@@ -99,5 +105,42 @@ func TestAdviceOnAMachineThatCannotBeEntered(t *testing.T) {
 		if !errors.Is(got, tt.err) || got != nil && (!strings.Contains(got.Error(), tt.says) || tt.says == "" && got.Error() != tt.err.Error()) {
 			t.Errorf("%v became %v, want %q added", tt.err, got, tt.says)
 		}
+	}
+}
+
+// TestWayOut holds that the machine which smoke blocks are run from is entered once,
+// again only where that connection broke, and left at the end.
+func TestWayOut(t *testing.T) {
+	box := sshtest.StartBox(t)
+	host, port, err := net.SplitHostPort(box.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := filepath.Join(t.TempDir(), "known_hosts")
+	if err := os.WriteFile(known, fmt.Appendf(nil, "[%s]:%s %s\n", host, port, box.HostKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	from := &blueprints.SSH{User: box.User, IdentityFile: box.Identity, KnownHosts: known, BastionAddress: host, ConnectTimeout: time.Minute}
+	if from.Port, err = strconv.Atoi(port); err != nil {
+		t.Fatal(err)
+	}
+	l := Open(&blueprints.Topology{Smokes: []*blueprints.Smoke{{From: from}}}, Options{Env: func(string) (string, bool) { return "", false }})
+	way := func() *remote.Host {
+		if _, err := l.dialFrom(t.Context(), from); err != nil {
+			t.Fatal(err)
+		}
+		return l.ways[from].value
+	}
+	first := way()
+	if way() != first {
+		t.Error("entered again")
+	}
+	first.Close()
+	last := way()
+	if last == first {
+		t.Error("the connection that broke is used")
+	}
+	if err := l.Close(t.Context()); err != nil || last.Alive() {
+		t.Errorf("it is still there: %v", err)
 	}
 }

@@ -495,9 +495,11 @@ func (l *Live) Smoke(ctx context.Context, o SmokeOptions) ([]SmokeResult, error)
 	return Smoke(ctx, l.topology, o)
 }
 
-// dialFrom opens the way out of a machine.
+// dialFrom opens the way out of a machine from which a smoke block is run.
 func (l *Live) dialFrom(ctx context.Context, s *blueprints.SSH) (ftp.DialFunc, error) {
-	h, err := remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
+	h, err := l.ways[s].get(ctx, (*remote.Host).Alive, func(ctx context.Context) (*remote.Host, error) {
+		return remote.Dial(ctx, l.sshConfig(s, s.BastionAddress))
+	})
 	if err != nil {
 		return nil, err
 	}
