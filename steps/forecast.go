@@ -138,8 +138,7 @@ func (f *forecast) onService(i *plan.Impact, name string, c plan.Change) {
 			open := f.carried(s, service)
 			i.Sessions += open.sessions
 			i.Transfers += open.transfers
-			another := c.Action == plan.Delete && !strings.HasSuffix(c.Target, "/"+service.Name) // what an earlier blueprint had beside it
-			if (c.Effect == plan.Rollout || c.Effect == plan.Restart) && !another {
+			if (c.Effect == plan.Rollout || c.Effect == plan.Restart) && !beside(service, c) {
 				i.Cut += f.cut(s, service)
 			}
 		}
@@ -154,6 +153,12 @@ func (f *forecast) onService(i *plan.Impact, name string, c plan.Change) {
 			}
 		}
 	}
+}
+
+// beside tells whether a change of a service's step takes away what an earlier blueprint
+// had in the same namespace.
+func beside(s *blueprints.Service, c plan.Change) bool {
+	return c.Action == plan.Delete && !strings.HasSuffix(c.Target, "/"+s.Name)
 }
 
 // leavesBoxes tells whether a change of a service's objects has the boxes ask for it

@@ -119,7 +119,7 @@ func (w *Watch) around(step string, c plan.Change) func(context.Context, func(st
 	service := w.serviceOf(step)
 	return func(ctx context.Context, report func(string)) error {
 		w.look(ctx)
-		if service != nil {
+		if service != nil && !beside(service, c) {
 			w.roll(service, 1)
 			defer w.roll(service, -1)
 		}

@@ -1,10 +1,12 @@
 package steps
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/plan"
 	"github.com/ftpdeploy/ftpdeploy/remote"
 )
 
@@ -88,5 +90,29 @@ func TestWatchCountsMoves(t *testing.T) {
 				t.Errorf("%d moves, want %d", got, c.moves)
 			}
 		})
+	}
+}
+
+// What a service's step takes away of another one ends none of its own sessions.
+func TestWatchKnowsWhosePodGoes(t *testing.T) {
+	top := load(t, fromLab(t))
+	service := top.Services[0]
+	for _, c := range []struct {
+		change  plan.Change
+		rolling int
+	}{
+		{plan.Change{Action: plan.Update, Target: "Deployment ftp/vsftpd", Effect: plan.Rollout}, 1},
+		{plan.Change{Action: plan.Delete, Target: "Deployment ftp/vsftpd", Effect: plan.Restart}, 1},
+		{plan.Change{Action: plan.Delete, Target: "Deployment ftp/second", Effect: plan.Restart}, 0},
+	} {
+		w := &Watch{live: &Live{topology: top}, rolling: map[*blueprints.Service]int{}}
+		was := -1
+		c.change.Do = func(context.Context, func(string)) error {
+			was = w.rolling[service]
+			return nil
+		}
+		if err := w.around("kubernetes/vsftpd", c.change)(t.Context(), nil); err != nil || was != c.rolling || w.rolling[service] != 0 {
+			t.Errorf("%s %s: %d of the service's pods go, want %d (%v)", c.change.Action, c.change.Target, was, c.rolling, err)
+		}
 	}
 }
