@@ -256,8 +256,12 @@ func (w *Watch) settle(s *hostStep, t *remote.Traffic) {
 // server that broke off: configuration.txt, "Session state at disconnection".
 func torn(how string) bool { return len(how) == 2 && strings.IndexByte("SDUKIR", how[0]) >= 0 }
 
-// session is the connection as a client's of one of the box's services.
+// session is the connection as a client's of one of the box's services. The box itself
+// is none: from there it is proven.
 func (w *Watch) session(s *hostStep, c remote.Connection) (session, bool) {
+	if slices.ContainsFunc(s.box.NICs, func(n blueprints.NIC) bool { return n.Address == c.Client.Addr() }) {
+		return session{}, false
+	}
 	for _, service := range s.services() {
 		inRange := func(p remote.Ports) bool { return p.First <= int(c.Local.Port()) && int(c.Local.Port()) <= p.Last }
 		if slices.Contains(s.addresses(service), c.Local.Addr()) && slices.ContainsFunc(portsOf(service), inRange) {

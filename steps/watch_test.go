@@ -39,7 +39,9 @@ func TestWatchTellsCutFromEnded(t *testing.T) {
 				live: &Live{topology: top, steps: []*hostStep{s}}, sight: map[*hostStep]*sight{}, cut: map[session]bool{},
 				rolling: map[*blueprints.Service]int{}, holder: map[*blueprints.VIP]*hostStep{},
 			}
-			w.settle(s, &remote.Traffic{Open: []remote.Connection{open}, Links: held})
+			proof := open
+			proof.Client = netip.AddrPortFrom(s.box.NICs[0].Address, 36740) // it ends during the change
+			w.settle(s, &remote.Traffic{Open: []remote.Connection{open, proof}, Links: held})
 			if c.rolled {
 				w.roll(top.Services[0], 1)
 			}
