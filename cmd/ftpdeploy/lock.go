@@ -274,11 +274,6 @@ func (l *lock) release() {
 	}
 }
 
-// errLost is the error of a run that stopped because it lost its lock.
-func errLost(why error) error {
-	return &exitError{4, fmt.Errorf("%w\nnothing more was begun; run again: the next plan starts from what is there", why)}
-}
-
 // stoppedBy is the error of a run that ended with err, in the light of what made
 // it stop.
 func (a *app) stoppedBy(err error) error {
@@ -286,5 +281,9 @@ func (a *app) stoppedBy(err error) error {
 	if _, asked := errors.AsType[*interruption](why); why == nil || asked || !errors.Is(err, plan.ErrStopped) && !errors.Is(err, why) {
 		return err
 	}
-	return errLost(why)
+	lost := fmt.Errorf("%w\nnothing more was begun; run again: the next plan starts from what is there", why)
+	if back, ok := errors.AsType[*plan.RollbackError](err); ok { // which names what stays changed
+		return &exitError{4, &plan.RollbackError{Cause: lost, Undone: back.Undone, Left: back.Left, Err: back.Err}}
+	}
+	return &exitError{4, lost}
 }

@@ -189,6 +189,10 @@ func TestStoppedBy(t *testing.T) {
 	if exitCode(err, true) != 4 || !strings.Contains(err.Error(), "bob@there") || !errors.Is(err, kube.ErrLeaseLost) {
 		t.Errorf("exit code %d: %v", exitCode(err, true), err)
 	}
+	err = r.stoppedBy(&plan.RollbackError{Cause: stopped, Left: []string{"haproxy-a:packages"}})
+	if exitCode(err, true) != 4 || !strings.Contains(err.Error(), "bob@there") || !strings.Contains(err.Error(), "changed, and not rolled back: haproxy-a:packages") {
+		t.Errorf("exit code %d: %v", exitCode(err, true), err)
+	}
 	if other := errors.New("other"); !errors.Is(r.stoppedBy(other), other) {
 		t.Error("an error that is not a stop is hidden")
 	}
