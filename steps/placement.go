@@ -113,7 +113,7 @@ func (s *placementStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change
 func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal plan.Goal) (*plan.Change, error) {
 	change := &plan.Change{Target: p.Cluster + ":rules", Want: placementDigest(p), Cause: asked(s.topology, "lb_group."+s.group.Name)}
 	change.Do = s.do(p, goal, change)
-	there, err := i.HasRules(p)
+	before, err := i.FormerRules(p)
 	if err != nil {
 		return nil, err
 	}
@@ -128,16 +128,24 @@ func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal pla
 		return change, nil
 	}
 	change.Action = plan.Create
-	if there {
+	if before.Any() {
 		change.Action = plan.Update
-	} else {
-		none := s.do(p, plan.Absent, &plan.Change{From: plan.Unseen})
-		change.Undo = func(ctx context.Context) error { return none(ctx, func(string) {}) }
+	}
+	change.Undo = func(ctx context.Context) error {
+		c, now, err := s.look(ctx, p)
+		if err != nil {
+			return err
+		}
+		e, err := now.RulesAsBefore(p, before)
+		if err != nil || e == nil {
+			return err
+		}
+		return c.ApplyRules(ctx, e)
 	}
 	e, err := i.Rules(p)
 	switch {
 	case errors.Is(err, vsphere.ErrNotFound): // a VM that is not made yet
-		if len(p.Names()) == 0 && !there {
+		if len(p.Names()) == 0 && !before.Any() {
 			return nil, nil
 		}
 		change.Reason, change.From = "for the VMs that are made", plan.Unseen
@@ -151,20 +159,26 @@ func (s *placementStep) plan(i *vsphere.Inventory, p vsphere.Placement, goal pla
 	change.Detail.Fields = differences(e.Differences)
 	change.From = beforeDigest(change.Detail.Fields)
 	change.Reason = "not there"
-	if there {
+	if before.Any() {
 		change.Reason = "differs: " + paths(change.Detail.Fields)
 	}
 	return change, nil
 }
 
+// look reads the rules as they are now.
+func (s *placementStep) look(ctx context.Context, p vsphere.Placement) (*vsphere.Client, *vsphere.Inventory, error) {
+	c, err := s.client(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := c.Observe(ctx, nil, []vsphere.Placement{p})
+	return c, i, err
+}
+
 // do looks again, as the VMs may have been made since, and makes one reconfiguration.
 func (s *placementStep) do(p vsphere.Placement, goal plan.Goal, planned *plan.Change) func(context.Context, func(string)) error {
 	return func(ctx context.Context, _ func(string)) error {
-		c, err := s.client(ctx)
-		if err != nil {
-			return err
-		}
-		i, err := c.Observe(ctx, nil, []vsphere.Placement{p})
+		c, i, err := s.look(ctx, p)
 		if err != nil {
 			return err
 		}

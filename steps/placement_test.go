@@ -20,6 +20,35 @@ func TestPlacementConverges(t *testing.T) {
 	}
 }
 
+// Rules that a run has changed, or made, are put back as they were.
+func TestPlacementGoesBack(t *testing.T) {
+	p := newPair(t)
+	p.up(t)
+	boxes := slices.Clone(p.topology.Boxes)
+	back := func(action plan.Action) {
+		t.Helper()
+		changes := reaches(t, newPlacement(p.topology, p.group, p.client, nil), plan.Present)
+		if len(changes) != 1 || changes[0].Action != action {
+			t.Fatalf("%+v", changes)
+		}
+		if err := changes[0].Undo(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again := planOnly(t, newPlacement(p.topology, p.group, p.client, nil), plan.Present, p.writes)
+		if len(again) != 1 || again[0].From != changes[0].From || again[0].Action != action {
+			t.Errorf("planned again %+v, want %+v", again, changes[0])
+		}
+	}
+	p.without()
+	back(plan.Update)
+	p.topology.Boxes, p.group.Boxes = boxes, boxes
+	if changes := planOnly(t, newPlacement(p.topology, p.group, p.client, nil), plan.Present, p.writes); len(changes) != 0 {
+		t.Errorf("the rules are not as they were: %+v", changes)
+	}
+	reaches(t, newPlacement(p.topology, p.group, p.client, nil), plan.Absent)
+	back(plan.Create)
+}
+
 // A group whose boxes need no rule has none.
 func TestPlacementOfNothing(t *testing.T) {
 	p := newPair(t)

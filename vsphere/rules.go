@@ -145,10 +145,40 @@ func (i *Inventory) NoRules(p Placement) (*RulesEdit, error) {
 	return w.edit(), nil
 }
 
-// HasRules tells whether a rule or VM group of the placement is there.
-func (i *Inventory) HasRules(p Placement) (bool, error) {
+// FormerRules are the rules and VM groups of a placement as they were once.
+type FormerRules struct {
+	rules  []types.BaseClusterRuleInfo
+	groups []*types.ClusterVmGroup
+}
+
+// Any tells whether there was any.
+func (f FormerRules) Any() bool { return len(f.rules)+len(f.groups) > 0 }
+
+// FormerRules are the rules and VM groups of the placement that are there.
+func (i *Inventory) FormerRules(p Placement) (FormerRules, error) {
 	w, err := i.ruleWork(p)
-	return err == nil && len(w.ours)+len(w.groups) > 0, err
+	if err != nil {
+		return FormerRules{}, err
+	}
+	return FormerRules{slices.Collect(maps.Values(w.ours)), slices.Collect(maps.Values(w.groups))}, nil
+}
+
+// RulesAsBefore is what brings back the rules and VM groups of the placement as they
+// were; nil means that nothing differs. A rule that is gone gets another key.
+func (i *Inventory) RulesAsBefore(p Placement, before FormerRules) (*RulesEdit, error) {
+	w, err := i.ruleWork(p)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range before.groups {
+		w.group(g.Name, g.Vm)
+	}
+	for _, r := range before.rules {
+		info := r.GetClusterRuleInfo()
+		info.Key, info.RuleUuid = 0, "" // vCenter gives them
+		w.rule(r)
+	}
+	return w.edit(), nil
 }
 
 // ApplyRules makes an edit in one task. vCenter does not undo the part that was
