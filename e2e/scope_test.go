@@ -80,6 +80,12 @@ func removed(t *testing.T) {
 	deploy(t, "-f", one, "apply", "--yes").exits(t, 1).says(t, "refused without --allow remove-box: haproxy-b")
 	deploy(t, "-f", one, "plan").must(t).says(t, "removed/haproxy-b", "removed/lab.ftp-second", "not in the blueprint any more",
 		"kept: PersistentVolumeClaim ftp-second/second-home")
+	// One that leaves for a change that fails is on again.
+	broken := edited(t, append([]string{`hard_stop_after = "4h"`, "$0\n    extra_global = \"stats socket /nonexistent/x.sock\""}, withoutB...)...)
+	deploy(t, "-f", broken, "apply", "--yes", "--allow", "remove-box").exits(t, 5).says(t, "rolled back, and as before: host/haproxy-a, leaving/haproxy-b, placement/ftp")
+	booted(t, boxB)
+	deploy(t, "-f", both, "plan", "--detailed-exitcode").exits(t, 0)
+
 	if has, _ := holder(t); has == boxA {
 		deploy(t, "drain", boxA, "--yes").must(t)
 		deploy(t, "resume", boxA, "--yes").must(t)
