@@ -88,6 +88,27 @@ func testLease(t *testing.T, c *Client, _ *kubetest.Server) {
 	if from != nil {
 		t.Errorf("taken over from %+v after it was given back", from)
 	}
+	// One that took long to get is renewed at once: a third of its time is over.
+	first := b.object.Spec.RenewTime
+	b.renewed = time.Now().Add(-20 * time.Second)
+	said, end := keep(t, b)
+	for bound := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		object, err := c.lease(t.Context(), claim(ns, "b", 60))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !object.Spec.RenewTime.Equal(first) {
+			break
+		}
+		if time.Now().After(bound) {
+			t.Error("not renewed")
+			break
+		}
+	}
+	end()
+	if err := <-said; err != nil {
+		t.Error(err)
+	}
 	if err := b.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
