@@ -62,7 +62,7 @@ func drills(t *testing.T) {
 		for range d.times {
 			has, other := holder(t)
 			var r result
-			gap, failed, total := watchEvery(t, drillPace, 16, func() {
+			gap, failed, total := watchEvery(t, drillPace, probeBound, 16, func() {
 				r = deploy(t, append([]string{"drill", "failover", "--yes", "--json", "--drain", "cut", "-f", d.file}, d.flags...)...).must(t)
 			})
 			e := drillOf(t, r)
@@ -128,7 +128,7 @@ func stunAndCutOff(t *testing.T) {
 	has, _ := holder(t)
 	before := masters(t)
 	var stun time.Duration
-	gap, _, _ := watchEvery(t, drillPace, 4, func() {
+	gap, _, _ := watchEvery(t, drillPace, probeBound, 4, func() {
 		start := time.Now()
 		lab(t, "fault", "freeze", has)
 		<-time.After(500 * time.Millisecond) // is what is tested
@@ -144,7 +144,7 @@ func stunAndCutOff(t *testing.T) {
 	var gaps []float64
 	for range times(1, 10) {
 		has, other := holder(t)
-		gap, failed, total := watchEvery(t, drillPace, 12, func() { lab(t, "fault", "link-cut", has, "workload") })
+		gap, failed, total := watchEvery(t, drillPace, probeBound, 12, func() { lab(t, "fault", "link-cut", has, "workload") })
 		if now, _ := holder(t); now != other {
 			t.Errorf("%s has no nodes and the VIP is on %s", has, now)
 		}
@@ -170,7 +170,7 @@ func mastersMeetAgain(t *testing.T) {
 		lab(t, "fault", "cut-vrrp", boxA)
 		bothHold(t)
 		shell(t, "client", "ip neigh replace "+vip+" lladdr "+mac+" dev frontend nud reachable")
-		gap, failed, total := watchEvery(t, drillPace, 6, func() { lab(t, "fault", "join-vrrp", boxA) })
+		gap, failed, total := watchEvery(t, drillPace, probeBound, 6, func() { lab(t, "fault", "join-vrrp", boxA) })
 		if now, _ := holder(t); now != boxA {
 			t.Errorf("the VIP is on %s, whose priority is the lower one", now)
 		}

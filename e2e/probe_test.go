@@ -18,6 +18,9 @@ import (
 const (
 	probeEvery = 50 * time.Millisecond
 	probeBound = 3 * time.Second
+	// patience is how long a client waits where none may fail: what it has to wait for
+	// is told, but a machine that makes another one beside is slow in its own way.
+	patience = 10 * time.Second
 )
 
 // attempt is one session of the prober: connect, banner, login, EPSV, LIST.
@@ -29,13 +32,18 @@ type attempt struct {
 
 // probe is what a client does that never gives up: at the pace given it begins a new
 // session, whatever became of the ones before: up to a listing, or at a pace of 10 ms
-// up to the greeting. It prints every attempt and ends after the number of seconds given.
+// up to the greeting. It prints every attempt, each given up after the bound given, and
+// ends after the number of seconds given.
 func probe(ctx context.Context, args []string) error {
 	seconds, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
 	every, err := time.ParseDuration(args[2])
+	if err != nil {
+		return err
+	}
+	bound, err := time.ParseDuration(args[3])
 	if err != nil {
 		return err
 	}
@@ -51,6 +59,8 @@ func probe(ctx context.Context, args []string) error {
 	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); <-tick.C {
 		sessions.Go(func() {
 			a := attempt{Start: time.Now()}
+			ctx, cancel := context.WithTimeout(ctx, bound)
+			defer cancel()
 			if err := session(ctx, args[0]); err != nil {
 				a.Error = err.Error()
 			}
@@ -68,19 +78,19 @@ func probe(ctx context.Context, args []string) error {
 // tells how long no session was completed.
 func watch(t *testing.T, seconds int, act func()) (gap time.Duration, failed, total int) {
 	t.Helper()
-	return watchEvery(t, probeEvery, seconds, act)
+	return watchEvery(t, probeEvery, probeBound, seconds, act)
 }
 
-// watchEvery is watch at another pace. A prober that ended before the act did has
-// seen the rest of it too little: the test fails.
-func watchEvery(t *testing.T, every time.Duration, seconds int, act func()) (gap time.Duration, failed, total int) {
+// watchEvery is watch at another pace, and of other clients. A prober that ended before
+// the act did has seen the rest of it too little: the test fails.
+func watchEvery(t *testing.T, every, bound time.Duration, seconds int, act func()) (gap time.Duration, failed, total int) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := exec.CommandContext(t.Context(), ftplab, "exec", "client", "--", "env", handEnv+"=probe", self,
-		net.JoinHostPort(vip, "21"), strconv.Itoa(seconds), every.String())
+		net.JoinHostPort(vip, "21"), strconv.Itoa(seconds), every.String(), bound.String())
 	c.Stderr = os.Stderr
 	pipe, err := c.StdoutPipe()
 	if err != nil {
@@ -109,13 +119,20 @@ func watchEvery(t *testing.T, every time.Duration, seconds int, act func()) (gap
 	if !acted {
 		t.Fatal("the prober ended before anything was done")
 	}
+	var slowest attempt
 	for i, a := range attempts {
+		if a.Took > slowest.Took {
+			slowest = a
+		}
 		if a.Error == "" {
 			continue
 		}
 		if failed++; failed <= 5 { // enough to tell what it was
 			t.Logf("session %d, %.2f s after the first, failed after %.2f s: %s", i, a.Start.Sub(attempts[0].Start).Seconds(), a.Took.Seconds(), a.Error)
 		}
+	}
+	if slowest.Took > time.Second {
+		t.Logf("the slowest session took %.2f s, from %.2f s after the first", slowest.Took.Seconds(), slowest.Start.Sub(attempts[0].Start).Seconds())
 	}
 	return outage(t, attempts, every), failed, len(attempts)
 }
@@ -152,9 +169,7 @@ func outage(t *testing.T, attempts []attempt, every time.Duration) time.Duration
 
 // greeting is a session that ends with the server's greeting.
 func greeting(ctx context.Context, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, probeBound)
-	defer cancel()
-	c, err := ftp.Dial(ctx, ftp.Config{Address: address, Timeout: probeBound})
+	c, err := ftp.Dial(ctx, ftp.Config{Address: address, Timeout: patience})
 	if err == nil {
 		c.Close()
 	}
@@ -165,9 +180,7 @@ func greeting(ctx context.Context, address string) error {
 func listing(ctx context.Context, address string) error { return listingBy(ctx, address, nil) }
 
 func listingBy(ctx context.Context, address string, encrypted *ftp.TLS) error {
-	ctx, cancel := context.WithTimeout(ctx, probeBound)
-	defer cancel()
-	c, err := ftp.Dial(ctx, ftp.Config{Address: address, TLS: encrypted, Timeout: probeBound})
+	c, err := ftp.Dial(ctx, ftp.Config{Address: address, TLS: encrypted, Timeout: patience})
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func replaced(t *testing.T) {
 	keys := shell(t, standby, `cat /etc/ssh/ssh_host_ed25519_key.pub`)
 	before := writes(t)
 	var r result
-	gap, failed, total := watch(t, 30, func() { r = deploy(t, "apply", file).must(t).says(t, "PASS") })
+	gap, failed, total := watchEvery(t, probeEvery, patience, 30, func() { r = deploy(t, "apply", file).must(t).says(t, "PASS") })
 	if failed > 0 {
 		t.Errorf("%d of %d sessions failed while the box without the VIP was made anew", failed, total)
 	}

@@ -303,6 +303,7 @@ var usual = []struct {
 	{"vm", ":resume", "", 1.3, false},
 	{"vm", "", plan.Reboot, 4, true},
 	{"vm", "", "", 1, true},
+	{"leaving", "", "", 2, true},
 	{"power", ":hostkeys", "", 3, true},
 	{"power", "", "", 2, true},
 	{"host", ":packages", "", 2, true},
