@@ -271,9 +271,9 @@ func (s *removedNamespace) claimed(o *kube.Live) bool {
 
 // removals makes the steps that take away what is left over, and divides them:
 // first go those that hold an address or a NodePort which another is about to
-// get, all others last, when what replaces them is there. The VMs among those leave
-// before the steps of the boxes.
-func (l *Live) removals(left leftovers, before []string) (first []plan.Step, leaving []*leavingVM, last []plan.Step, err error) {
+// get, all others last, when what replaces them is there. Where a box that serves
+// stays, the VMs among those leave before the steps of the boxes.
+func (l *Live) removals(left leftovers, before []string, stays bool) (first []plan.Step, leaving []*leavingVM, last []plan.Step, err error) {
 	var taken []string
 	for _, vm := range left.vms {
 		step := &removedVM{topology: l.topology, name: vm.name, client: func(ctx context.Context) (*vsphere.Client, error) { return l.vcenter(ctx, vm.vcenter) }}
@@ -282,9 +282,11 @@ func (l *Live) removals(left leftovers, before []string) (first []plan.Step, lea
 			first = append(first, step)
 			continue
 		}
-		step.after, step.leaves = before, true
+		step.after, step.leaves = before, stays
 		last = append(last, step)
-		leaving = append(leaving, &leavingVM{removedVM{topology: l.topology, name: vm.name, client: step.client}})
+		if stays {
+			leaving = append(leaving, &leavingVM{removedVM{topology: l.topology, name: vm.name, client: step.client}})
+		}
 	}
 	if len(taken) > 1 {
 		return nil, nil, nil, fmt.Errorf("%s: renamed in one run, no box would serve meanwhile. Rename one, apply, then rename the next", strings.Join(taken, ", and "))

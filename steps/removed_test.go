@@ -41,10 +41,13 @@ func TestRemovedVM(t *testing.T) {
 	}
 	gone := p.without()
 	l, left := p.left(t)
-	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"})
+	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"}, true)
 	if err != nil || first != nil || len(leaving) != 1 || leaving[0].Name() != "leaving/haproxy-b" || len(last) != 1 ||
 		last[0].Name() != "removed/haproxy-b" || !slices.Equal(last[0].After(), []string{"host/haproxy-a"}) {
 		t.Fatalf("%v, %v, %v, %v", first, leaving, last, err)
+	}
+	if _, leaving, last, err := l.removals(left, nil, false); err != nil || leaving != nil || len(planOnly(t, last[0], plan.Present, p.writes)) != 1 {
+		t.Errorf("nobody else serves, and it leaves before the others are there: %v, %v", leaving, err)
 	}
 	if changes := planOnly(t, last[0], plan.Absent, p.writes); len(changes) != 1 || changes[0].Needs != nil || changes[0].Effect != plan.Restart {
 		t.Errorf("to destroy everything is to destroy this too: %+v", changes)
@@ -100,7 +103,7 @@ func TestRenamedBox(t *testing.T) {
 	p.up(t)
 	p.topology.Boxes[1].Name = "haproxy-c"
 	l, left := p.left(t)
-	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"})
+	first, leaving, last, err := l.removals(left, []string{"host/haproxy-a"}, true)
 	if err != nil || last != nil || leaving != nil || len(first) != 1 || first[0].Name() != "removed/haproxy-b" || first[0].After() != nil {
 		t.Fatalf("%v, %v, %v, %v", first, leaving, last, err)
 	}
@@ -116,13 +119,13 @@ func TestRenamedBox(t *testing.T) {
 
 	p.topology.Boxes[0].Name, p.topology.Boxes[1].Name = "haproxy-d", "haproxy-e"
 	l, left = p.left(t)
-	if _, _, _, err := l.removals(left, nil); err == nil || !strings.Contains(err.Error(), `lb "haproxy-d" gets an address of "haproxy-a", and lb "haproxy-e" gets an address of "haproxy-c": renamed in one run, no box would serve`) {
+	if _, _, _, err := l.removals(left, nil, true); err == nil || !strings.Contains(err.Error(), `lb "haproxy-d" gets an address of "haproxy-a", and lb "haproxy-e" gets an address of "haproxy-c": renamed in one run, no box would serve`) {
 		t.Errorf("got %v", err)
 	}
 	for i := range p.topology.Boxes[0].NICs {
 		p.topology.Boxes[0].NICs[i].Address = netip.AddrFrom4([4]byte{198, 18, byte(i), 77})
 	}
-	if first, _, last, err := l.removals(left, nil); err != nil || len(first) != 1 || len(last) != 1 {
+	if first, _, last, err := l.removals(left, nil, true); err != nil || len(first) != 1 || len(last) != 1 {
 		t.Errorf("%v, %v, %v", first, last, err)
 	}
 }
@@ -151,7 +154,7 @@ func testRemovedNamespace(t *testing.T, c *cluster) {
 	}
 	f.service.Namespace += "-new"
 	l, left := look()
-	first, _, last, err := l.removals(left, nil)
+	first, _, last, err := l.removals(left, nil, true)
 	name := "removed/" + f.service.Cluster.Name + "." + was
 	if err != nil || last != nil || len(first) != 1 || first[0].Name() != name {
 		t.Fatalf("%v, %v, %v", first, last, err)
@@ -172,7 +175,7 @@ func testRemovedNamespace(t *testing.T, c *cluster) {
 		t.Errorf("left over: %+v", left)
 	}
 	l, left = look("vsftpd/home")
-	_, _, last, err = l.removals(left, []string{"kubernetes/vsftpd"})
+	_, _, last, err = l.removals(left, []string{"kubernetes/vsftpd"}, true)
 	if err != nil || len(last) != 1 || left.notes != nil || !slices.Equal(last[0].After(), []string{"kubernetes/vsftpd"}) {
 		t.Fatalf("%+v, %v, %v", left, last, err)
 	}

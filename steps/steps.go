@@ -41,7 +41,7 @@ func (l *Live) List(ctx context.Context, goal plan.Goal) ([]plan.Step, error) {
 			rest = append(rest, "kubernetes/"+s.Name)
 		}
 	}
-	list, leaving, last, err := l.removals(seen.left, rest)
+	list, leaving, last, err := l.removals(seen.left, rest, slices.ContainsFunc(seen.hosts, (*hostStep).serving))
 	if err != nil {
 		return nil, err
 	}
@@ -452,6 +452,11 @@ func (s *hostStep) ignores(other *hostStep) bool {
 		conf, nic := s.seen.Files[s.root+proxy.KeepalivedPath].Content, other.box.NIC(v.Network)
 		return v.Transport == "unicast" && len(conf) > 0 && nic != nil && !slices.Contains(proxy.UnicastPeers(conf)[v.Name], nic.Address)
 	})
+}
+
+// serving tells whether the box was set up for its VIPs when the run began.
+func (s *hostStep) serving() bool {
+	return s.seen != nil && s.seen.Files[s.root+proxy.KeepalivedPath].Exists
 }
 
 // clusterStep is the step that keeps the cluster's part of a service, nil where
