@@ -92,7 +92,7 @@ func testLease(t *testing.T, c *Client, _ *kubetest.Server) {
 	first := b.object.Spec.RenewTime
 	b.renewed = time.Now().Add(-20 * time.Second)
 	said, end := keep(t, b)
-	for bound := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for bound := time.Now().Add(10 * time.Second); ; <-time.After(50 * time.Millisecond) {
 		object, err := c.lease(t.Context(), claim(ns, "b", 60))
 		if err != nil {
 			t.Fatal(err)

@@ -136,7 +136,7 @@ func TestWayOut(t *testing.T) {
 		t.Error("entered again")
 	}
 	ended := func(h *remote.Host) {
-		for bound := time.Now().Add(10 * time.Second); h.Alive(); time.Sleep(time.Millisecond) {
+		for bound := time.Now().Add(10 * time.Second); h.Alive(); <-time.After(time.Millisecond) {
 			if time.Now().After(bound) {
 				t.Fatal("it is still there")
 			}
