@@ -33,7 +33,7 @@ func (s *hostStep) ports() []remote.Ports {
 	return all
 }
 
-// addresses are where the box serves a service, with what addressOf says also at an
+// addresses are where the box serves a service, with what addressesOf says also at an
 // address that the VIP had before.
 func (s *hostStep) addresses(service *blueprints.Service) []netip.Addr {
 	return append(s.at(service.VIP), addressesOf(s.topology, s.box, service)[1:]...)
