@@ -253,7 +253,7 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 	case told:
 		reason = "what the guest is told differs; it reads that when the VM is made anew: --replace lb." + spec.Name
 	}
-	return plan.Change{
+	change := plan.Change{
 		Action: plan.Update, Target: spec.Name, Reason: reason, Cause: cause, Effect: effect,
 		Detail: plan.Diff{Fields: fields}, From: beforeDigest(fields), Want: fieldsDigest(fields),
 		Do: func(ctx context.Context, report func(string)) error {
@@ -283,6 +283,16 @@ func (s *vmStep) edit(spec vsphere.Spec, vm *vsphere.VM, e *vsphere.Edit) plan.C
 			return c.WaitAddresses(ctx, spec, addressBound, report)
 		},
 	}
+	if e.Reversible() {
+		change.Undo = func(ctx context.Context) error {
+			c, err := s.client(ctx)
+			if err != nil {
+				return err
+			}
+			return c.TakeBack(ctx, spec.Deployment, spec.Name, e)
+		}
+	}
+	return change
 }
 
 // moved makes plan.ErrMoved of what vCenter, or its client, found changed.

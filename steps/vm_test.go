@@ -250,6 +250,20 @@ func TestDrift(t *testing.T) {
 			if err != nil || !made.Empty() {
 				t.Errorf("it still wants %+v, %v", made.Changes(), err)
 			}
+			// All but the hardware is put back by a run that fails.
+			if changes[0].Undo == nil {
+				if words := []string{"renamed", "told otherwise", "rule removed"}; slices.Contains(words, test.name) {
+					t.Error("it has no way back")
+				}
+				return
+			}
+			if err := changes[0].Undo(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			again, err := apply(t.Context(), plan.Present, p.steps(t)...)
+			if err != nil || len(again) != 1 || again[0].Target != test.target || again[0].From != changes[0].From {
+				t.Errorf("after it was put back: %+v, %v", again, err)
+			}
 		})
 	}
 	// A resize is done with the machine on again and reachable.

@@ -106,6 +106,16 @@ func (c *Client) Reconfigure(ctx context.Context, spec Spec, planned ...Differen
 	return fmt.Errorf("reconfigure VM %s: vCenter reports success, but it stays as it was: %v", spec.Name, left)
 }
 
+// TakeBack makes of the VM what it was before an edit that is Reversible.
+func (c *Client) TakeBack(ctx context.Context, deployment, name string, e *Edit) error {
+	vm, err := c.Find(ctx, deployment, name)
+	if err != nil {
+		return err
+	}
+	started, err := object.NewVirtualMachine(c.vim, vm.reference).Reconfigure(ctx, *e.back)
+	return c.task(ctx, "take the change of VM "+name+" back", taskBound, started, err, nil)
+}
+
 // PowerOn turns the VM on, or resumes it. One that is on is left alone.
 func (c *Client) PowerOn(ctx context.Context, deployment, name string) error {
 	vm, err := c.Find(ctx, deployment, name)

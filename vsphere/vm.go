@@ -313,7 +313,11 @@ type Edit struct {
 	Cuts        bool // a NIC in use is rewired
 	Drift       bool // the spec is the one that the VM was last given: it was changed by others
 	spec        types.VirtualMachineConfigSpec
+	back        *types.VirtualMachineConfigSpec // nil where the hardware changes
 }
+
+// Reversible tells whether TakeBack can take the edit back: it is of words only.
+func (e *Edit) Reversible() bool { return e.back != nil }
 
 // Edit compares a VM with its spec; nil means that nothing differs. Where NICs
 // are added, what the guest is told comes with the edit that follows: it holds
@@ -378,6 +382,16 @@ func (i *Inventory) Edit(vm *VM, spec Spec) (*Edit, error) {
 		e.Drift = true
 	} else {
 		e.spec.ExtraConfig = append(e.spec.ExtraConfig, &types.OptionValue{Key: givenSpec, Value: given})
+	}
+	if e.spec.NumCPUs == 0 && e.spec.MemoryMB == 0 && len(e.spec.DeviceChange) == 0 {
+		e.back = &types.VirtualMachineConfigSpec{}
+		if e.spec.Name != "" {
+			e.back.Name = vm.Name
+		}
+		for _, o := range e.spec.ExtraConfig {
+			key := o.GetOptionValue().Key
+			e.back.ExtraConfig = append(e.back.ExtraConfig, &types.OptionValue{Key: key, Value: extraConfig(m)[key]}) // "" removes it
+		}
 	}
 	return e, nil
 }
