@@ -552,8 +552,12 @@ func managedBalancer(t *testing.T) {
 		shell(t, "managed", `kill $(cat "$HOME/haproxy.pid")`)
 	}()
 	shell(t, "managed", "cat >\"$HOME/haproxy.cfg\" <<'END'\n"+managedConfig()+"END\nhaproxy -D -f \"$HOME/haproxy.cfg\" -p \"$HOME/haproxy.pid\"")
-	within(t, 60*time.Second, "the load balancer leads to the server over every node", func() bool {
-		return on(t, "client", "bash", "-ec", "for i in {1..9}; do exec 3<>/dev/tcp/203.0.113.20/21; read -t 2 -u 3 l; [[ $l = 220* ]]; done").code == 0
+	// HAProxy takes every server for alive until three checks of it have failed. Who connects
+	// to a port without a server is let go at once; while there is one, HAProxy tries it for
+	// three seconds.
+	within(t, 60*time.Second, "the load balancer leads to the server over every node, and holds its passive ports for dead", func() bool {
+		return on(t, "client", "bash", "-ec", `for p in {21200..21210}; do exec 3<>/dev/tcp/203.0.113.20/$p; code=0; read -t 1 -u 3 || code=$?; [ $code = 1 ]; done
+			for i in {1..9}; do exec 3<>/dev/tcp/203.0.113.20/21; read -t 2 -u 3 l; [[ $l = 220* ]]; done`).code == 0
 	})
 
 	lftp := exec.CommandContext(t.Context(), ftplab, "exec", "client", "--", "env", "LFTP_PASSWORD="+password, "bash", "-c",
