@@ -62,7 +62,8 @@ func (l *Live) matrix(ctx context.Context, workers func(context.Context, *bluepr
 			continue
 		}
 		// Each session takes a passive port while it listens, and clients want some too.
-		slots := make(chan struct{}, min(pathSessions, max(1, s.PassivePorts()/2)))
+		// vsftpd ends a session for which it has drawn nothing but taken ports nine times.
+		slots := make(chan struct{}, min(pathSessions, max(1, s.PassivePorts()/3)))
 		for _, b := range s.VIP.Group.Boxes {
 			if skip(b) {
 				continue

@@ -31,7 +31,7 @@ func TestLook(t *testing.T) {
 			t.Parallel()
 			s := newServer(t, 2)
 			s.breakIt(func(f *faults) { c.fault(s, f) })
-			seen := Look{Address: s.address(), User: "partner", Password: password, Modes: []string{PASV, EPSV}, Timeout: 300 * time.Millisecond}.Run(t.Context())
+			seen := Look{Address: s.address(), User: "partner", Password: password, Modes: []string{PASV, EPSV}, Timeout: 2 * time.Second}.Run(t.Context())
 			got := fmt.Sprintf("%s %s %s", seen.Connect.Outcome, seen.Greeting.Outcome, seen.Login.Outcome)
 			for _, try := range seen.Tries {
 				got += fmt.Sprintf(", %s %s", try.Connect.Outcome, try.List.Outcome)

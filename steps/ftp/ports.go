@@ -141,8 +141,11 @@ func (r *ports) draw(ctx context.Context) error {
 		}
 	}
 	port, err := r.client.ExtendedPassive(ctx)
-	if err != nil {
+	switch {
+	case err != nil && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)):
 		return fmt.Errorf("ask for a data port: %w", err)
+	case err != nil: // vsftpd ends a session for which it finds no free port
+		return r.lost(fmt.Errorf("ask for a data port: %w", err))
 	}
 	if port < r.First || port > r.Last {
 		return fmt.Errorf("the server announces port %d, outside %d-%d", port, r.First, r.Last)
@@ -167,6 +170,12 @@ func (r *ports) draw(ctx context.Context) error {
 	if alive {
 		return nil
 	}
+	return r.lost(err)
+}
+
+// lost has the next draw open another session, unless too many of them broke; err is
+// what broke this one.
+func (r *ports) lost(err error) error {
 	r.client.Close()
 	r.client = nil
 	if r.losses++; r.losses > sessionLosses {

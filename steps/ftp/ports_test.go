@@ -133,13 +133,42 @@ func TestPortsInUse(t *testing.T) {
 	}
 	p := portsOf(s, 5, local)
 	p.InUse = func(context.Context) ([]int, error) { return []int{port}, nil }
+	const heldLong = 10 * time.Second // for which it is waited for what nobody knows to be used
+	p.Patience = 2 * heldLong
 	start := time.Now()
-	if r, err := p.Run(t.Context()); err != nil || len(r.OK) != 4 || !slices.Equal(r.NotDrawn, []int{port}) || time.Since(start) > time.Second {
+	if r, err := p.Run(t.Context()); err != nil || len(r.OK) != 4 || !slices.Equal(r.NotDrawn, []int{port}) || time.Since(start) > heldLong {
 		t.Errorf("in use: %+v, %v after %s", r, err, time.Since(start))
 	}
 	p.InUse = func(context.Context) ([]int, error) { return nil, nil }
 	p.Patience = 100 * time.Millisecond
 	if _, err := p.Run(t.Context()); err == nil || !strings.Contains(err.Error(), strconv.Itoa(port)+": another session may hold it") {
 		t.Errorf("held by nobody that is known: %v", err)
+	}
+}
+
+// TestPortsTaken holds that a session which the server ends for want of a free port is
+// opened again, and not for ever.
+func TestPortsTaken(t *testing.T) {
+	s := ftptest.Start(t, 1)
+	taken, err := net.Listen("tcp", local(s.PassivePort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if _, err := portsOf(s, 1, local).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "session after session breaks: ask for a data port: ") {
+		t.Errorf("taken for ever: %v", err)
+	}
+	p, sessions := portsOf(s, 1, local), 0
+	p.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == p.Address {
+			if sessions++; sessions == 3 {
+				taken.Close()
+			}
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
+	if r, err := p.Run(t.Context()); err != nil || sessions != 3 || !slices.Equal(r.OK, []int{s.PassivePort}) {
+		t.Errorf("taken for two sessions: %+v, %v, %d sessions", r, err, sessions)
 	}
 }

@@ -63,8 +63,8 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 			s.control.Close()
 		}, `pasv connect: connect to ADDRESS: dial tcp ADDRESS: connect: connection refused`, false},
 		{"no greeting", func(_ *server, f *faults, p *Probe) {
-			f.greeting, p.Timeout = "-", 50*time.Millisecond
-		}, `pasv greeting: greeting of ADDRESS: nothing came within 50ms`, false},
+			f.greeting, p.Timeout = "-", time.Second
+		}, `pasv greeting: greeting of ADDRESS: nothing came within 1s`, false},
 		{"full", func(_ *server, f *faults, _ *Probe) {
 			f.greeting = "421 There are too many connected users, please try later."
 		}, `pasv greeting: greeting of ADDRESS: 421 There are too many connected users, please try later.`, false},
@@ -96,8 +96,8 @@ func TestProbeNamesTheBrokenHop(t *testing.T) {
 			f.refuseData = "425 Security: Bad IP connecting."
 		}, `pasv list: data port FIRST: LIST: 425 Security: Bad IP connecting.`, false},
 		{"nobody behind the proxy", func(_ *server, f *faults, p *Probe) {
-			f.dropData, p.Timeout = true, 50*time.Millisecond
-		}, `pasv list: data port FIRST: LIST: nothing came within 50ms (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
+			f.dropData, p.Timeout = true, time.Second
+		}, `pasv list: data port FIRST: LIST: nothing came within 1s (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
 		{"nobody behind the proxy, and patience", func(_ *server, f *faults, _ *Probe) {
 			f.dropData = true
 		}, `pasv list: data port FIRST: LIST: nothing came within 2s (its data connection to 127.0.0.1:FIRST was closed before) (last reply: 227 Entering Passive Mode (127,0,0,1,HI,LO).)`, false},
