@@ -45,16 +45,19 @@ func TestFaults(t *testing.T) {
 
 // TestFaultDelay delays a link by 200 ms each way and times a TCP handshake over it.
 func TestFaultDelay(t *testing.T) {
-	handshake := func() time.Duration {
+	handshake := func() time.Duration { // the fastest of three: the delay is in each
 		t.Helper()
-		took, err := time.ParseDuration(on(t, "jump", "curl", "-sk", "-o", "/dev/null", "-w", "%{time_connect}s", "https://192.0.2.5:6443/version").must(t).stdout)
-		if err != nil {
-			t.Fatal(err)
+		fastest := time.Hour
+		for range 3 {
+			took, err := time.ParseDuration(on(t, "jump", "curl", "-sk", "-o", "/dev/null", "-w", "%{time_connect}s", "https://192.0.2.5:6443/version").must(t).stdout)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fastest = min(fastest, took)
 		}
-		return took
+		return fastest
 	}
 	lab(t, "fault", "link-delay", "jump", "management", "200ms")
-	handshake() // finds the neighbour's hardware address, which is delayed too
 	if took := handshake(); took < 400*time.Millisecond || took > time.Second {
 		t.Errorf("a handshake takes %s over a link of 200 ms, want at least 400 ms", took)
 	}

@@ -39,7 +39,7 @@ func onBox(box, name string, ours bool, do, is, undo string) foreign {
 // ofFile is an edit of one of our files. The file itself is kept aside meanwhile:
 // a copy of it would not be what a daemon has loaded.
 func ofFile(box, name, file, do, is string) foreign {
-	return onBox(box, name, true, "mv "+file+" /root/ours; cp -p /root/ours "+file+"; "+do, is, "rm -f "+file+"; mv /root/ours "+file)
+	return onBox(box, name, true, "ln "+file+" /root/ours; cp -p "+file+" "+file+".theirs; mv "+file+".theirs "+file+"; "+do, is, "rm -f "+file+"; mv /root/ours "+file)
 }
 
 // ofObject is an edit of an object of the cluster by two patches.

@@ -70,12 +70,15 @@ func ftps(t *testing.T) {
 	said += r.stdout + r.stderr
 	t.Logf("TLS on: %.1f s: %s", r.took.Seconds(), done(r.stdout))
 	report := filepath.Join(dir, "ftp.prom")
-	with(file, "verify", "--matrix", "--report", "prometheus="+report).must(t).
-		says(t, "TLS 1.2, certificate until ", "reuse demanded", "clear text refused", "66 of 66 paths")
+	within(t, 30*time.Second, "every worker leads to the new pod", func() bool {
+		r = with(file, "verify", "--matrix", "--report", "prometheus="+report)
+		return r.code == 0
+	})
+	r.says(t, "TLS 1.2, certificate until ", "reuse demanded", "clear text refused", "66 of 66 paths")
 	if text, err := os.ReadFile(report); err != nil || !strings.Contains(string(text), `ftpdeploy_certificate_expiry_timestamp_seconds{smoke="end-to-end",address="203.0.113.15:21"} `) {
 		t.Errorf("the report does not say when the certificate ends: %v\n%s", err, text)
 	}
-	with(file, "status").must(t).says(t, "certificate  CN=first, 29 days left")
+	with(file, "status", "--timeout", "30s").must(t).says(t, "certificate  CN=first, 29 days left")
 	first := served(t, caFile, "")
 
 	start := time.Now()
@@ -128,6 +131,9 @@ func ftps(t *testing.T) {
 	}
 	with(file, "apply", "--yes", "--no-verify").must(t).says(t, "Secret ftp/vsftpd-tls")
 	restarted("the server shows the certificate of before", func(serial string) bool { return serial == first })
+	within(t, time.Minute, "every node leads to that server, and the boxes know", func() bool {
+		return with(file, "verify", "--matrix").code == 0 && nodesUp(t, file)
+	})
 
 	// One edit, the file of the certificate, and one apply. The clients hold ports, for
 	// which the smoke tests would wait.

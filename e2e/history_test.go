@@ -64,7 +64,7 @@ func historyGoesBack(t *testing.T) {
 
 	back := func(to int) result { return deploy(t, "rollback", "--to", number(to), "--yes", "-f", present) }
 	var r result
-	gap, failed, total := watchEvery(t, probeEvery, patience, 25, func() { r = back(n + 1) })
+	gap, failed, total := watchEvery(t, unhurried, patience, 25, func() { r = back(n + 1) })
 	r.must(t).says(t, "PASS", "timeout client 1h", fmt.Sprintf("generation: %d -> %d", n+3, n+4), "The blueprint is ahead of generation")
 	if failed != 0 {
 		t.Errorf("%d of %d sessions failed", failed, total)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,16 +142,18 @@ func noPython(t *testing.T) {
 
 func cheapPlan(t *testing.T) {
 	var plan, ssh, vc, api []float64
-	var turns int
+	turns := math.MaxInt // of the plan with the fewest: what crosses on the line is counted twice
 	var size int64
 	for range 5 {
 		r := deploy(t, "plan", "--json").must(t)
 		plan = append(plan, r.took.Seconds())
+		most := 0
 		for _, e := range events(t, r.stdout) {
 			if e.Type == "observe.target" && e.Kind == "host" {
-				turns, size = max(turns, e.Turns), max(size, e.BytesIn+e.BytesOut)
+				most, size = max(most, e.Turns), max(size, e.BytesIn+e.BytesOut)
 			}
 		}
+		turns = min(turns, most)
 		ssh = append(ssh, on(t, "jump", "sh", "-c", `exec ssh -o BatchMode=yes -o UserKnownHostsFile="$HOME/e2e_known_hosts" `+
 			`-o StrictHostKeyChecking=accept-new -i "$FTPDEPLOY_LAB_KEY" ansible@192.0.2.11 true`).must(t).took.Seconds())
 		start := time.Now()

@@ -113,9 +113,14 @@ func TestLock(t *testing.T) {
 	}
 	deploy(t, "plan").must(t)
 
-	// One that lost its lock stops.
+	// One that lost its lock stops, when it is to be renewed: a run over a slow line has
+	// something to begin then.
+	delay := func(by string) { lab(t, "fault", "link-delay", "jump", "management", by) }
+	defer delay("0s")
+	delay("300ms")
 	byHand(t, "lease-delete", "default", "ftpdeploy-lab")
 	a.exits(t, 4)
+	delay("0s")
 
 	// One that was killed keeps the others out until its lock expires.
 	a = start(t, "apply", "--yes")

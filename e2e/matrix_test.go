@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,23 +33,35 @@ func pathMatrix(t *testing.T) {
 	const rule = "PREROUTING -t raw -p tcp -s 198.51.100.11 --dport 32104 -j DROP"
 	shell(t, "worker-2", "iptables -I "+rule)
 	defer shell(t, "worker-2", "iptables -D "+rule)
+	wrong := blockedPath(t)
+	if wrong != nil { // a machine that stalled for the two seconds of a step makes cells red
+		t.Logf("looked at again: %v", wrong)
+		wrong = blockedPath(t)
+	}
+	if wrong != nil {
+		t.Error(wrong)
+	}
+}
+
+// blockedPath is nil if one path is told as blocked, in time, and no other.
+func blockedPath(t *testing.T) error {
+	t.Helper()
 	start := time.Now()
-	cells := matrix(t, 7)
-	t.Logf("with a blocked path: %.1f s with the smoke tests", time.Since(start).Seconds())
-	var took time.Duration
-	for _, c := range cells {
-		took = max(took, time.Duration(c.MS)*time.Millisecond)
+	var wrong []error
+	for _, c := range matrix(t, 7) {
 		red := c.Box == boxA && c.Worker == "198.51.100.22"
 		switch {
 		case red && (len(c.OK) != passives-1 || len(c.Failed) != 1 || c.Failed[0].Port != 21104):
-			t.Errorf("the blocked path is told as %+v", c)
+			wrong = append(wrong, fmt.Errorf("the blocked path is told as %+v", c))
 		case !red && (len(c.OK) != passives || len(c.Failed) > 0 || c.Error != ""):
-			t.Errorf("red without a fault: %+v", c)
+			wrong = append(wrong, fmt.Errorf("red without a fault: %+v", c))
+		}
+		if c.MS > 5000 {
+			wrong = append(wrong, fmt.Errorf("a cell took %d ms", c.MS))
 		}
 	}
-	if took > 5*time.Second {
-		t.Errorf("a cell took %s", took)
-	}
+	t.Logf("with a blocked path: %.1f s with the smoke tests", time.Since(start).Seconds())
+	return errors.Join(wrong...)
 }
 
 // cell is a matrix.cell event.

@@ -87,7 +87,9 @@ func trace(t *testing.T, box string, args ...string) (stop func() string) {
 	go func() {
 		n := 0
 		for lines := bufio.NewScanner(said); lines.Scan(); {
-			if strings.HasSuffix(lines.Text(), " attached") {
+			// The process of a session that is just over may have ended since.
+			ended := strings.Contains(lines.Text(), "attach: ") && strings.HasSuffix(lines.Text(), ": No such process")
+			if ended || strings.HasSuffix(lines.Text(), " attached") {
 				if n++; n == len(roots) {
 					attached <- n
 				}

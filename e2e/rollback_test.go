@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"bufio"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -33,25 +31,10 @@ func variant(t *testing.T, texts ...string) string {
 // and is not proven yet.
 func jumpHostKilled(t *testing.T) {
 	file := variant(t, `client  = "2h"`, `client  = "3h"`)
-	pid := filepath.Join(t.TempDir(), "pid")
-	c := exec.CommandContext(t.Context(), ftplab, "exec", "jump", "--", "sh", "-c", `echo $$ >"$1"; exec "$2" apply --yes --json -f "$3"`, "sh", pid, ftpdeploy, file)
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	if newCrasher(t).kills(t, "^action.end .*:haproxy.service", "apply", "--yes", "-f", file) == "" {
+		t.Fatal("ftpdeploy ended before it was killed")
 	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if l := lines.Text(); strings.Contains(l, `"action.end"`) && strings.Contains(l, ":haproxy.service\"") {
-			break
-		}
-	}
-	shell(t, "jump", "kill -9 $(cat "+pid+")")
 	killed := time.Now()
-	_ = c.Wait() // it was killed
 	var swapped []string
 	for _, box := range []string{boxA, boxB} {
 		if shell(t, box, `cat /var/lib/ftpdeploy/armed 2>/dev/null || :`) != "" {

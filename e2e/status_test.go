@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,16 @@ type statusEvent struct {
 	Exit       *int `json:"exit_code"`
 }
 
+// nodesUp tells whether both boxes hold every node of their one service for alive.
+func nodesUp(t *testing.T, file string) bool {
+	t.Helper()
+	all := statusEvents(t, on(t, "jump", ftpdeploy, "-f", file, "status", "--json", "--timeout", "30s").must(t))
+	return !slices.ContainsFunc([]string{boxA, boxB}, func(box string) bool {
+		n := all["status.box "+box].Nodes
+		return len(n) != 1 || n[0].Up != n[0].All
+	})
+}
+
 // statusSays holds what status says against what is there, also with a box and the
 // cluster out of reach.
 func statusSays(t *testing.T) {
@@ -46,6 +57,7 @@ func statusSays(t *testing.T) {
 	h := hold(t, "203.0.113.50", "203.0.113.51")
 	var took []float64
 	var all map[string]statusEvent
+	within(t, 30*time.Second, "all nodes are up", func() bool { return nodesUp(t, blueprint) })
 	for range 5 {
 		r := deploy(t, "status", "--json", "--timeout", "30s").must(t)
 		took, all = append(took, r.took.Seconds()), statusEvents(t, r)
