@@ -31,6 +31,7 @@ var causes = []struct {
 	},
 	{target: `(\S+):history`, must: []string{"$1 directory /var/lib/ftpdeploy/history"}, may: []string{"$1 GENERATION", "$1 directory /var/lib/ftpdeploy"}},
 	{target: `(\S+):proof`, must: []string{"$1 job ftpdeploy-revert.timer stop"}},
+	{target: `(\S+):smoke`},
 	// The file that keeps a box away is gone again at the end.
 	{target: `(\S+):(?:drain|resume)`, must: []string{"$1 directory /var/lib/ftpdeploy"}, may: []string{"$1 job keepalived.service restart"}},
 	{target: `(\S+):serves`},
@@ -153,7 +154,7 @@ func account(t *testing.T, changes []change, seen []string) (extra, missing []st
 var movesVIP = regexp.MustCompile(`VIP|priority|preempt|virtual_router|advert_interval|CPUs|memory|as shipped`)
 
 // anyDanger allows what a random edit may ask for.
-const anyDanger = "vip-change,both-boxes,delete-data,shrink-range"
+const anyDanger = "vip-change,both-boxes,remove-box,delete-data,shrink-range"
 
 // walk is a number of random edits one after the other, from the blueprint that is
 // shipped and back to it.

@@ -304,6 +304,7 @@ var usual = []struct {
 	{"vm", "", plan.Reboot, 4, true},
 	{"vm", "", "", 1, true},
 	{"leaving", "", "", 2, true},
+	{"removed", ":smoke", "", 1, false},
 	{"power", ":hostkeys", "", 3, true},
 	{"power", "", "", 2, true},
 	{"host", ":packages", "", 2, true},

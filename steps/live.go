@@ -44,6 +44,9 @@ type Options struct {
 	Took func() map[string]float64
 	// Blueprint is a digest of what the topology was loaded from, for the history.
 	Blueprint func() (string, error)
+	// Prove proves what the run has made so far, before it takes away for good what
+	// the blueprint does not have any more. nil = nobody does.
+	Prove func(ctx context.Context, report func(string)) error
 }
 
 // Live holds the connections of one run. Each is made when it is first needed,

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
 	"github.com/ftpdeploy/ftpdeploy/kube"
@@ -99,6 +100,43 @@ func (s *leavingVM) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, er
 		},
 		Undo: func(ctx context.Context) error { return c.PowerOn(ctx, s.topology.ID, s.name) },
 	}}, nil
+}
+
+// lastStep takes away for good something of ours that nothing takes the place of.
+// That is the end of the way back, so what stays is proven before.
+type lastStep struct {
+	plan.Step
+	proof *proof
+}
+
+// Plan implements plan.Step.
+func (s *lastStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, error) {
+	changes, err := s.Step.Plan(ctx, goal)
+	if err != nil || len(changes) == 0 || goal == plan.Absent {
+		return changes, err
+	}
+	return append([]plan.Change{{
+		Action: plan.Run, Target: strings.TrimPrefix(s.Name(), "removed/") + ":smoke", Cause: changes[0].Cause,
+		Reason: "what stays is proven before this is deleted for good",
+		Do:     s.proof.do, Undo: func(context.Context) error { return nil },
+	}}, changes...), nil
+}
+
+// proof is one of what a run has made so far, for all that wait for it.
+type proof struct {
+	run  func(ctx context.Context, report func(string)) error
+	mu   sync.Mutex
+	done bool
+	err  error
+}
+
+func (p *proof) do(ctx context.Context, report func(string)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.done {
+		p.done, p.err = true, p.run(ctx, report)
+	}
+	return p.err
 }
 
 // removedNamespace takes away what services left in a namespace where the
@@ -299,6 +337,12 @@ func (l *Live) removals(left leftovers, before []string, stays bool) (first []pl
 		}
 		step.after = before
 		last = append(last, step)
+	}
+	if stays && l.options.Prove != nil {
+		p := &proof{run: l.options.Prove}
+		for i := range last {
+			last[i] = &lastStep{last[i], p}
+		}
 	}
 	return first, leaving, last, nil
 }

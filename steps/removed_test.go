@@ -1,6 +1,8 @@
 package steps
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -77,9 +79,48 @@ func TestRemovedVM(t *testing.T) {
 		t.Errorf("it is not on again: %v", err)
 	}
 	reaches(t, leaving[0], plan.Present, p.writes)
-	changes = reaches(t, last[0], plan.Present, p.writes)
-	if len(changes) != 1 || changes[0].Action != plan.Delete || changes[0].Effect == plan.Restart || !slices.Equal(changes[0].Needs, []string{RemoveBox}) {
-		t.Errorf("%+v", changes)
+
+	if err := changes[0].Undo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// What stays is proven before it is deleted; where that fails it is on again.
+	var proofs int
+	var fault error
+	l.options.Prove = func(context.Context, func(string)) error {
+		proofs++
+		return fault
+	}
+	if _, _, last, err := l.removals(left, nil, false); err != nil || len(planOnly(t, last[0], plan.Present)) != 1 {
+		t.Errorf("proven before anybody else serves: %v", err)
+	}
+	attempt := func() error {
+		_, leaving, last, err := l.removals(left, []string{"leaving/haproxy-b"}, true)
+		if err != nil || len(leaving) != 1 || len(last) != 1 {
+			t.Fatal(leaving, last, err)
+		}
+		if changes := planOnly(t, last[0], plan.Absent, p.writes); len(changes) != 1 {
+			t.Errorf("proven before all is destroyed: %+v", changes)
+		}
+		made, err := plan.Make(t.Context(), plan.Present, []plan.Step{leaving[0], last[0]}, plan.Options{Rollback: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes := made.Changes()
+		if len(changes) != 3 || changes[1].Target != "haproxy-b:smoke" || changes[2].Action != plan.Delete || changes[2].Effect == plan.Restart ||
+			!slices.Equal(changes[2].Needs, []string{RemoveBox}) {
+			t.Errorf("%+v", changes)
+		}
+		return made.Apply(t.Context(), nil)
+	}
+	fault = errors.New("550 no")
+	err = attempt()
+	if back := (*plan.RollbackError)(nil); proofs != 1 || !errors.As(err, &back) || !back.Complete() || !errors.Is(err, fault) || !on() {
+		t.Errorf("%d proofs, it is on: %t, %v", proofs, on(), err)
+	}
+	fault = nil
+	if err := attempt(); err != nil || proofs != 2 {
+		t.Errorf("%d proofs, %v", proofs, err)
 	}
 	if _, left := p.left(t); left.vms != nil {
 		t.Errorf("left over: %+v", left.vms)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -229,26 +230,20 @@ const (
 )
 
 // baseline tells apart what this run breaks from what was broken: it proves the
-// boxes, and with smoke runs the smoke blocks, before the first change. Where no
+// boxes, and runs the smoke blocks if they are to be run, before the first change. Where no
 // machine is made yet there is nothing to prove.
-func (d *deployment) baseline(ctx context.Context, smoke bool) {
+func (d *deployment) baseline(ctx context.Context) {
 	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
 	ctx, cancel := d.cancelOnStop(ctx)
 	defer cancel()
 	look, end := context.WithTimeout(ctx, baselineTime)
 	defer end()
-	if !d.live.Baseline(look) || !smoke {
+	if !d.live.Baseline(look) || !d.smoke {
 		return
 	}
 	ctx, cancel = context.WithTimeout(ctx, baselineTime)
 	defer cancel()
-	brief := map[string]*blueprints.Smoke{}
-	for _, s := range d.topology.Smokes {
-		once := *s
-		once.LongIdle = 0
-		brief[s.Name] = &once
-	}
-	results, err := d.live.Serving(ctx, steps.SmokeOptions{As: brief})
+	results, err := d.live.Serving(ctx, steps.SmokeOptions{As: d.brief()})
 	d.worked = map[string]*blueprints.Smoke{}
 	for _, r := range results {
 		d.worked[r.Smoke.Name] = r.Smoke
@@ -264,6 +259,37 @@ func (d *deployment) baseline(ctx context.Context, smoke bool) {
 	if err != nil && len(results) > 0 {
 		d.emit(event{level: "warn", msg: "Before the first change: " + err.Error(), data: note{}})
 	}
+}
+
+// brief are the smoke blocks without long_idle.
+func (d *deployment) brief() map[string]*blueprints.Smoke {
+	all := map[string]*blueprints.Smoke{}
+	for _, s := range d.topology.Smokes {
+		once := *s
+		once.LongIdle = 0
+		all[s.Name] = &once
+	}
+	return all
+}
+
+// stays proves what is there by now, before something is deleted for good: by all
+// smoke blocks that did not fail before the first change too.
+func (d *deployment) stays(ctx context.Context, report func(string)) error {
+	if !d.smoke {
+		report("not proven: the smoke tests are not run")
+		return nil
+	}
+	names := []string{}
+	for _, s := range d.topology.Smokes {
+		if !slices.Contains(d.broken, s.Name) {
+			names = append(names, s.Name)
+		}
+	}
+	results, err := d.live.Smoke(ctx, steps.SmokeOptions{Names: names, As: d.brief(), Settle: settleBound, Report: report})
+	if err = cmp.Or(err, context.Cause(ctx)); err != nil {
+		d.keepTranscripts(results)
+	}
+	return err
 }
 
 // served looks, after all was put back because of err, whether what worked before
@@ -338,8 +364,9 @@ func (d *deployment) reach(ctx context.Context, l *lock, smoke bool, agreed func
 	if err != nil || p.Empty() {
 		return nil, err
 	}
+	d.smoke = smoke
 	if p.Goal == plan.Present {
-		d.baseline(ctx, smoke)
+		d.baseline(ctx)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("--timeout %s is over", d.timeout))
 	defer cancel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -199,6 +200,40 @@ func TestUnproven(t *testing.T) {
 				t.Errorf("exit code %d, want %d; put back %t, want %t: %v", code, tt.code, !s.on, tt.back, err)
 			}
 		})
+	}
+}
+
+// TestStays holds that nothing is deleted where what stays does not serve, but for
+// what did not before the run either.
+func TestStays(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().(*net.TCPAddr)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	service := &blueprints.Service{Name: "vsftpd", ControlPort: closed.Port, VIP: &blueprints.VIP{Name: "main", Group: &blueprints.Group{}, Address: closed.AddrPort().Addr()}}
+	topology := &blueprints.Topology{ID: "test", Smokes: []*blueprints.Smoke{{
+		Name: "old", Service: service, VIP: service.VIP, User: &blueprints.User{Name: "ftp"}, Modes: []string{"pasv"}, Timeout: time.Second,
+	}}}
+	a := &app{emit: func(event) {}, now: time.Now, recorded: t.TempDir()}
+	d := &deployment{app: a, topology: topology, live: steps.Open(topology, steps.Options{})}
+	var said []string
+	say := func(text string) { said = append(said, text) }
+	if err := d.stays(t.Context(), say); err != nil || len(said) != 1 || !strings.Contains(said[0], "not proven") {
+		t.Errorf("nobody wants it proven: %v, %q", err, said)
+	}
+	d.smoke, d.broken = true, []string{"old"}
+	if err := d.stays(t.Context(), say); err != nil {
+		t.Errorf("it did not serve before: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	d.broken = nil
+	if err := d.stays(ctx, say); err == nil || !strings.Contains(err.Error(), `smoke "old"`) {
+		t.Errorf("it does not serve: %v", err)
 	}
 }
 

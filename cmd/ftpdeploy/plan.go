@@ -117,6 +117,7 @@ type deployment struct {
 	*app
 	topology *blueprints.Topology
 	live     *steps.Live
+	smoke    bool                         // the result is to be proven
 	broken   []string                     // smoke blocks that failed before the first change
 	worked   map[string]*blueprints.Smoke // those that passed, as they did
 	watch    *steps.Watch                 // of the plan that is applied; nil before, and where no box was looked at
@@ -138,14 +139,16 @@ func (a *app) open(c choices) (*deployment, error) {
 	if err != nil {
 		return nil, err
 	}
-	live := steps.Open(t, steps.Options{
+	d := &deployment{app: a, topology: t, choices: c}
+	d.live = steps.Open(t, steps.Options{
 		Kubeconfig: a.kubeconfig, Context: a.context, Drain: a.drain, Env: a.env, Version: version(), Keep: a.keeping(t),
 		DeleteData: c.DeleteData, SitesDown: c.SitesDown, Replace: c.Replace,
 		Waiting: func(text string) { a.emit(event{level: "info", msg: text, data: progress{}}) },
 		Took:    sync.OnceValue(func() map[string]float64 { return a.took(t.ID) }),
 		Run:     a.identity(), Blueprint: func() (string, error) { return a.historyMark(t.ID) },
+		Prove: d.stays,
 	})
-	return &deployment{app: a, topology: t, live: live, choices: c}, nil
+	return d, nil
 }
 
 // reading opens for a command that changes nothing. It has no safe point to get
