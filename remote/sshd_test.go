@@ -34,7 +34,7 @@ func realSSHD(t *testing.T, env []string) Config {
 		}
 		return file
 	}
-	port := freePort(t)
+	port := sshtest.FreePort(t)
 	var set []string
 	for _, e := range env {
 		if strings.HasPrefix(e, "PATH=") || strings.HasPrefix(e, "BOX=") {
@@ -86,14 +86,4 @@ SetEnv %s
 			t.Fatalf("sshd does not listen: %v", err)
 		}
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }

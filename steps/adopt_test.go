@@ -96,7 +96,7 @@ func testAdopt(t *testing.T, c *cluster) {
 	f.makeNamespace(nil)
 	_, err := f.api.CoreV1().Services(f.service.Namespace).Create(t.Context(), &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: f.service.Name, Labels: map[string]string{"app": "theirs"}},
-		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 31002}}},
 	}, metav1.CreateOptions{FieldManager: "helm"})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +119,7 @@ func testAdopt(t *testing.T, c *cluster) {
 
 	other := newFixture(t, c)
 	other.makeNamespace(nil)
-	other.makeService("vsftpd", map[string]string{deploymentLabel: "theirs"}, 0)
+	other.makeService("vsftpd", map[string]string{deploymentLabel: "theirs"}, 31003)
 	if step, err = Open(other.deploy, Options{Kubeconfig: f.server.Kubeconfig, Env: func(string) (string, bool) { return "", false }}).Adopt("ftp_service.vsftpd"); err != nil {
 		t.Fatal(err)
 	}

@@ -538,7 +538,7 @@ func testNamespace(t *testing.T, c *cluster) {
 	// one that we made stays while something of others is in it
 	f = newFixture(t, c)
 	f.apply(plan.Present)
-	f.makeService("theirs", nil, 0)
+	f.makeService("theirs", nil, 31004)
 	f.wantSigns(f.apply(plan.Absent), "- Service NS/vsftpd", "- Deployment NS/vsftpd", "- PersistentVolumeClaim NS/vsftpd-home", "- Secret NS/vsftpd-account")
 	if err := f.api.CoreV1().Services(f.service.Namespace).Delete(t.Context(), "theirs", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)

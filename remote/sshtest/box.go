@@ -3,6 +3,7 @@ package sshtest
 import (
 	_ "embed"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,13 +32,7 @@ type Box struct {
 func StartBox(t testing.TB) *Box {
 	t.Helper()
 	dir := t.TempDir()
-	b := &Box{Server: Start(t), Root: filepath.Join(dir, "root"), dir: dir}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Port = listener.Addr().(*net.TCPAddr).Port
-	listener.Close()
+	b := &Box{Server: Start(t), Root: filepath.Join(dir, "root"), Port: FreePort(t), dir: dir}
 	for _, d := range []string{"bin", "root", "installed", "enabled", "run", "log", "fail", "journal"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -57,6 +52,21 @@ func StartBox(t testing.TB) *Box {
 	b.Env = append(os.Environ(), "BOX="+dir, "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
 	t.Cleanup(b.stop)
 	return b
+}
+
+// FreePort returns a port that nothing uses. It is bound only later, so it is outside
+// of the range from which the kernel gives ports to clients and for port 0.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := 20000 + rand.IntN(10000)
+		if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
 }
 
 // Config is a configuration that haproxy can run with here.
