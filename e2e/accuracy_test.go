@@ -36,8 +36,6 @@ var causes = []struct {
 	{target: `(\S+):(?:drain|resume)`, must: []string{"$1 directory /var/lib/ftpdeploy"}, may: []string{"$1 job keepalived.service restart"}},
 	{target: `(\S+):serves`},
 	{target: `(\S+):(/\S+)`, must: []string{"$1 file $2", "$1 directory DIR($2)"}},
-	{target: `(\S+):(?:drain|resume)`, may: []string{"$1 directory /var/lib/ftpdeploy", "$1 job keepalived.service restart"}},
-	{target: `(\S+):serves`},
 	{target: `(\S+):sysctl (\S+)`, must: []string{"$1 setting $2"}},
 	{
 		target: `(\S+):haproxy.service`, effect: "reload",
@@ -61,7 +59,6 @@ var causes = []struct {
 	{target: `PersistentVolumeClaim (\S+)`, must: []string{"kubernetes: VERB persistentvolumeclaims $1"}},
 	{target: `Deployment (\S+)`, must: []string{"kubernetes: VERB deployments $1"}},
 	{target: `Service (\S+)`, must: []string{"kubernetes: VERB services $1"}},
-	{target: `image \S+`, must: []string{"kubernetes: patch deployments ftp/vsftpd.image", "kubernetes: delete deployments ftp/vsftpd.image"}},
 }
 
 // theLock is what a run with changes does for its lock.

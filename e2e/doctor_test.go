@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os/exec"
 	"path"
@@ -466,28 +467,30 @@ func diagnosed(t *testing.T, env []string, args ...string) ([]diagnosis, result)
 	return found, r
 }
 
-// asked are the verdicts of doctor on the lab's blueprint: the first, or with want ""
-// none, is said to be want. A machine that stalled for the bound of a probe has doctor asked
-// again, unless it was certain.
-func asked(t *testing.T, env []string, want string) ([]diagnosis, result) {
+// asked is the first verdict of doctor on the lab's blueprint, without an ID if there is
+// none. A machine that stalled for the bound of a probe has doctor asked again where it
+// is not want, unless it was certain.
+func asked(t *testing.T, env []string, want string) (first diagnosis, r result) {
 	t.Helper()
-	found, r := diagnosed(t, env, "-f", blueprint)
-	var first diagnosis
-	if len(found) > 0 {
-		first = found[0]
-	}
-	if first.ID != want && first.Confidence != "certain" {
-		t.Logf("asked again: %s", r.stdout)
+	for range 2 {
+		var found []diagnosis
 		found, r = diagnosed(t, env, "-f", blueprint)
+		if first = (diagnosis{}); len(found) > 0 {
+			first = found[0]
+		}
+		if first.ID == want || first.Confidence == "certain" {
+			break
+		}
+		t.Logf("not what is wanted: %s", r.stdout)
 	}
-	return found, r
+	return first, r
 }
 
 // doctorNames plants faults over all layers, one after the other: each is named by the
 // first verdict, in time, and what is said to be certain is never wrong.
 func doctorNames(t *testing.T) {
 	before := writes(t)
-	if found, r := asked(t, nil, ""); len(found) > 0 {
+	if first, r := asked(t, nil, ""); first.ID != "" {
 		t.Fatalf("doctor finds something on a service that is well: %s", r.stdout)
 	}
 	if after := writes(t); len(after) != len(before) {
@@ -502,13 +505,9 @@ func doctorNames(t *testing.T) {
 		t.Run(i.name, func(t *testing.T) {
 			defer i.mend(t)
 			i.plant(t)
-			found, r := asked(t, i.env, i.cause)
+			first, r := asked(t, i.env, i.cause)
 			planted++
-			first := diagnosis{ID: "nothing"}
-			if len(found) > 0 {
-				first = found[0]
-			}
-			line := fmt.Sprintf("%-60s %5.1f s  %s (%s)", i.name, r.took.Seconds(), first.ID, first.Confidence)
+			line := fmt.Sprintf("%-60s %5.1f s  %s (%s)", i.name, r.took.Seconds(), cmp.Or(first.ID, "nothing"), first.Confidence)
 			switch {
 			case first.ID == i.cause:
 				named++

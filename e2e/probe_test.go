@@ -145,31 +145,22 @@ func watchEvery(t *testing.T, every, bound time.Duration, seconds int, act func(
 // by a repeated SYN counts when it was completed.
 func outage(t *testing.T, attempts []attempt, every time.Duration) time.Duration {
 	t.Helper()
-	var good []time.Time
-	var last, lastGood time.Time // begun
-	later := func(a, b time.Time) time.Time {
-		if a.After(b) {
-			return a
-		}
-		return b
-	}
-	for _, a := range attempts {
-		last = later(last, a.Start)
-		if a.Error == "" {
-			lastGood = later(lastGood, a.Start)
-			good = append(good, a.Start.Add(a.Took))
-		}
-	}
+	good := slices.DeleteFunc(slices.Clone(attempts), func(a attempt) bool { return a.Error != "" })
 	if len(good) == 0 {
 		t.Fatal("no session of the prober succeeded")
 	}
-	slices.SortFunc(good, time.Time.Compare)
-	var longest time.Duration
-	for i := 1; i < len(good); i++ {
-		longest = max(longest, good[i].Sub(good[i-1]))
-	}
-	if tail := last.Sub(lastGood); tail > time.Second {
+	begun := func(a, b attempt) int { return a.Start.Compare(b.Start) }
+	if tail := slices.MaxFunc(attempts, begun).Start.Sub(slices.MaxFunc(good, begun).Start); tail > time.Second {
 		t.Fatalf("the service did not come back: no session that was begun in the last %s was completed", tail)
+	}
+	var ends []time.Time
+	for _, a := range good {
+		ends = append(ends, a.Start.Add(a.Took))
+	}
+	slices.SortFunc(ends, time.Time.Compare)
+	var longest time.Duration
+	for i := 1; i < len(ends); i++ {
+		longest = max(longest, ends[i].Sub(ends[i-1]))
 	}
 	return max(0, longest-every)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/remote/sshtest"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 // realSSHD starts OpenSSH's sshd on loopback, as the user of the test and with a
@@ -34,7 +35,7 @@ func realSSHD(t *testing.T, env []string) Config {
 		}
 		return file
 	}
-	port := sshtest.FreePort(t)
+	port := ftptest.FreePorts(t, 1)
 	var set []string
 	for _, e := range env {
 		if strings.HasPrefix(e, "PATH=") || strings.HasPrefix(e, "BOX=") {

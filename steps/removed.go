@@ -125,17 +125,12 @@ func (s *lastStep) Plan(ctx context.Context, goal plan.Goal) ([]plan.Change, err
 // proof is one of what a run has made so far, for all that wait for it.
 type proof struct {
 	run  func(ctx context.Context, report func(string)) error
-	mu   sync.Mutex
-	done bool
+	once sync.Once
 	err  error
 }
 
 func (p *proof) do(ctx context.Context, report func(string)) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.done {
-		p.done, p.err = true, p.run(ctx, report)
-	}
+	p.once.Do(func() { p.err = p.run(ctx, report) })
 	return p.err
 }
 

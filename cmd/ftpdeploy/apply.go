@@ -230,8 +230,8 @@ const (
 )
 
 // baseline tells apart what this run breaks from what was broken: it proves the
-// boxes, and runs the smoke blocks if they are to be run, before the first change. Where no
-// machine is made yet there is nothing to prove.
+// boxes, and runs the smoke blocks if the result is to be proven, before the first
+// change. Where no machine is made yet there is nothing to prove.
 func (d *deployment) baseline(ctx context.Context) {
 	d.emit(event{level: "info", msg: "Looking what works before the first change …", data: progress{}})
 	ctx, cancel := d.cancelOnStop(ctx)

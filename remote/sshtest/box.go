@@ -3,8 +3,6 @@ package sshtest
 import (
 	_ "embed"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 //go:embed box.sh
@@ -32,7 +32,7 @@ type Box struct {
 func StartBox(t testing.TB) *Box {
 	t.Helper()
 	dir := t.TempDir()
-	b := &Box{Server: Start(t), Root: filepath.Join(dir, "root"), Port: FreePort(t), dir: dir}
+	b := &Box{Server: Start(t), Root: filepath.Join(dir, "root"), Port: ftptest.FreePorts(t, 1), dir: dir}
 	for _, d := range []string{"bin", "root", "installed", "enabled", "run", "log", "fail", "journal"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -52,21 +52,6 @@ func StartBox(t testing.TB) *Box {
 	b.Env = append(os.Environ(), "BOX="+dir, "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
 	t.Cleanup(b.stop)
 	return b
-}
-
-// FreePort returns a port that nothing uses. It is bound only later, so it is outside
-// of the range from which the kernel gives ports to clients and for port 0.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 20000 + rand.IntN(10000)
-		if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 // Config is a configuration that haproxy can run with here.

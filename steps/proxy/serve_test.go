@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/ftpdeploy/ftpdeploy/blueprints"
+	"github.com/ftpdeploy/ftpdeploy/steps/ftp/ftptest"
 )
 
 // TestServe runs the real HAProxy on the rendered file, with loopback addresses
@@ -177,26 +177,15 @@ func TestServe(t *testing.T) {
 	until(ctx, t, "the check to pass after the other box has none either", check)
 }
 
-// freePorts returns n ports that nothing uses, in a row, outside of the range from
-// which the kernel gives ports to clients.
+// freePorts returns n ports in a row that nothing uses.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-search:
-	for range 100 {
-		first := 10000 + rand.IntN(10000)
-		var ports []int
-		for p := first; p < first+n; p++ {
-			l, err := net.Listen("tcp", fmt.Sprintf(":%d", p))
-			if err != nil {
-				continue search
-			}
-			l.Close()
-			ports = append(ports, p)
-		}
-		return ports
+	first := ftptest.FreePorts(t, n)
+	var ports []int
+	for p := first; p < first+n; p++ {
+		ports = append(ports, p)
 	}
-	t.Fatal("no free ports")
-	return nil
+	return ports
 }
 
 // worker answers "220 ADDRESS:PORT" at a NodePort of a worker.
